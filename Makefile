@@ -1,0 +1,31 @@
+# The first two commands: `make demo` and `make test`. Both do all the set-up, once.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
+
+.PHONY: demo test check bench clean
+
+demo: .venv/.demo
+	$(BIN)/lepton-edge compress --out lepton-out
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+check: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.test
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv build lepton-out *.egg-info
+
+.venv/.demo: $(INPUTS)
+	PYTHON=$(PYTHON) scripts/setup.sh onnx,openvino,tflite,tensorflow
+	touch $@
+
+.venv/.test: $(INPUTS)
+	PYTHON=$(PYTHON) scripts/setup.sh onnx,openvino,tflite,tflite-runtime,tensorflow,torch,dev
+	touch $@ .venv/.demo

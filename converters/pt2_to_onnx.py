@@ -1,0 +1,91 @@
+"""PyTorch exported program to ONNX (torch.onnx, opset 18)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lepton_edge.errors import LeptonError
+
+REQUIRES = ("torch>=2.9", "onnx>=1.17", "onnxscript>=0.5")
+_LIMIT = 2**31 - 2**20  # what one protobuf file holds
+
+
+def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 18) -> dict:
+    """Write `dst` (.onnx) with its weights inside. Names of inputs and outputs are kept.
+
+    A free leading dimension of an input becomes `fixed_batch` (0 leaves it free). Raises LeptonError for an
+    operator without an ONNX form, and for 2 GB of weights or more, which one ONNX file cannot hold.
+    """
+    import torch
+
+    from lepton_edge.runtimes.torch import load_program
+
+    name = Path(src).name
+    try:
+        program = load_program(src)
+    except ValueError as error:
+        raise LeptonError(
+            str(error), hint="save the model with torch.export.save in a recent PyTorch"
+        ) from error
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    if size >= _LIMIT:
+        raise LeptonError(f"{name}: {size / 2**30:.1f} GiB of weights do not fit one ONNX file (2 GiB)")
+    try:
+        exported = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
+    except Exception as error:  # torch.onnx raises its own errors, which wrap any exception of a translation
+        raise LeptonError(
+            f"{name}: torch.onnx cannot export it: {_reason(error)}",
+            hint="the operator it names has no ONNX form at this opset; or change the model",
+        ) from error
+    proto = exported.model_proto
+    fixed = _fix_batch(proto, fixed_batch)
+    _save(proto, dst)
+    inputs, outputs = [v.name for v in proto.graph.input], [v.name for v in proto.graph.output]
+    return {
+        "inputs": [{"name": n, "source": n, "perm": None} for n in inputs],
+        "outputs": [{"name": n, "source": n, "perm": None} for n in outputs],
+        "notes": [f"batch fixed to {fixed_batch}"] if fixed else [],
+        "opset": opset,
+    }
+
+
+def _save(proto: Any, dst: str) -> None:
+    """Check the model, write it aside and move it into place."""
+    import onnx
+
+    target = Path(dst)
+    onnx.checker.check_model(proto)
+    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=".onnx-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(proto.SerializeToString())
+        Path(aside).chmod(0o644)
+        Path(aside).replace(target)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _fix_batch(proto: Any, batch: int) -> bool:
+    """Give every leading symbol of the inputs the value `batch`, wherever it appears; whether any did."""
+    graph = proto.graph
+    leading = [v.type.tensor_type.shape.dim[:1] for v in graph.input]
+    symbols = {dims[0].dim_param for dims in leading if dims and dims[0].dim_param}
+    if batch <= 0 or not symbols:
+        return False
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = batch
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,166 @@
+"""PyTorch exported program to TFLite (litert-torch), with channel-last images."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lepton_edge.errors import LeptonError
+
+REQUIRES = ("torch>=2.9", "litert-torch>=0.9", "ai-edge-litert>=2.1")
+COST = 0.9
+_SPATIAL = ("conv", "pool", "batch_norm", "upsample", "pixel_shuffle", "pixel_unshuffle", "grid_sampler")
+_NOT_ELEMENTWISE = (
+    "view",
+    "reshape",
+    "permute",
+    "transpose",
+    "unsqueeze",
+    "flatten",
+    "linear",
+    "matmul",
+    "bmm",
+)
+
+
+def run(src: str, dst: str, *, channel_last: bool = True) -> dict:
+    """Write `dst` (.tflite) with batch 1. Names of inputs and outputs are kept in its signature.
+
+    With `channel_last`, 4-D inputs and outputs that the graph treats as images (they meet a convolution,
+    pooling, batch normalisation or resize) become NHWC, and their "perm" says so. int64 inputs become int32.
+    Raises LeptonError for free dimensions other than the batch, and operators TFLite does not have.
+    """
+    import torch
+
+    from lepton_edge.runtimes.torch import Session, load_program
+
+    name = Path(src).name
+    try:
+        program = load_program(src)
+        specs = Session(program, {})
+    except ValueError as error:
+        raise LeptonError(
+            str(error), hint="save the model with torch.export.save in a recent PyTorch"
+        ) from error
+    for spec in specs.inputs:
+        if None in spec["shape"][1:]:
+            raise LeptonError(
+                f"{name}: input '{spec['name']}' has free sizes {spec['shape']}",
+                hint="export the model with fixed sizes (only the batch may be free)",
+            )
+    image_in = _images(program, {s["name"] for s in specs.inputs}) if channel_last else set()
+    image_out = _images(program, {s["name"] for s in specs.outputs}, backward=True) if channel_last else set()
+    module = _wrap(program, specs, image_in, image_out)
+    samples = {s["name"]: _sample(torch, s, s["name"] in image_in) for s in specs.inputs}
+    _convert(module, samples, dst, name)
+    return {
+        "inputs": [
+            {"name": s["name"], "source": s["name"], "perm": [0, 2, 3, 1] if s["name"] in image_in else None}
+            for s in specs.inputs
+        ],
+        "outputs": [
+            {"name": s["name"], "source": s["name"], "perm": [0, 2, 3, 1] if s["name"] in image_out else None}
+            for s in specs.outputs
+        ],
+        "notes": [f"'{n}' is channel-last (NHWC) in the TFLite file" for n in sorted(image_in | image_out)],
+    }
+
+
+def _convert(module: Any, samples: dict[str, Any], dst: str, name: str) -> None:
+    """Convert, write aside, load once (litert-torch can write a file LiteRT refuses) and move into place."""
+    import litert_torch
+    from ai_edge_litert.interpreter import Interpreter
+
+    target = Path(dst)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tflite-") as folder:
+        aside = str(Path(folder) / "model.tflite")
+        try:
+            litert_torch.convert(module, sample_kwargs=samples).export(aside)
+            interpreter = Interpreter(aside, num_threads=1)
+            interpreter.allocate_tensors()
+            del interpreter
+        except Exception as error:  # litert-torch lets through whatever a lowering raises
+            raise LeptonError(
+                f"{name}: litert-torch cannot convert it: {_reason(error)}",
+                hint="go through ONNX instead, or change the operator it names",
+            ) from error
+        Path(aside).replace(target)
+
+
+def _wrap(program: Any, specs: Any, image_in: set[str], image_out: set[str]) -> Any:
+    """A module with the program's inputs as keywords and its outputs as a dict, images channel-last."""
+    import torch
+
+    inner = program.module(check_guards=False)
+    outputs = [spec["name"] for spec in specs.outputs]
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, **feeds: Any) -> dict[str, Any]:
+            flat = []
+            for is_tensor, slot in specs._slots:
+                value = feeds[slot] if is_tensor else slot
+                flat.append(value.permute(0, 3, 1, 2) if is_tensor and slot in image_in else value)
+            args, kwargs = torch.utils._pytree.tree_unflatten(flat, program.call_spec.in_spec)
+            leaves = torch.utils._pytree.tree_leaves(self.inner(*args, **kwargs))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            return {
+                n: t.permute(0, 2, 3, 1) if n in image_out else t
+                for n, t in zip(outputs, tensors, strict=True)
+            }
+
+    return Wrapped()
+
+
+def _sample(torch: Any, spec: dict[str, Any], is_image: bool) -> Any:
+    shape = [1 if d is None else d for d in spec["shape"]]
+    if is_image:
+        shape = [shape[0], shape[2], shape[3], shape[1]]
+    return torch.zeros(shape, dtype=getattr(torch, spec["dtype"]))
+
+
+def _images(program: Any, names: set[str], backward: bool = False) -> set[str]:
+    """Which 4-D tensors of `names` meet a spatial operator, looking through element-wise ones."""
+    nodes = {n.name: n for n in program.graph.nodes}
+    found = set()
+    for name in names & nodes.keys():
+        todo, seen = [nodes[name]], set()
+        while todo:
+            node = todo.pop()
+            if node in seen or not _is_4d(node):
+                continue
+            seen.add(node)
+            if backward and _is_spatial(node):
+                found.add(name)
+                break
+            for other in node.all_input_nodes if backward else node.users:
+                if _is_spatial(other) and (backward or other.args[0] is node):
+                    found.add(name)
+                elif other.op == "call_function" and not _moves(other):
+                    todo.append(other)
+            if backward and _moves(node):
+                break
+    return found
+
+
+def _is_4d(node: Any) -> bool:
+    value = node.meta.get("val")
+    return len(getattr(value, "shape", ())) == 4
+
+
+def _is_spatial(node: Any) -> bool:
+    return node.op == "call_function" and any(word in str(node.target) for word in _SPATIAL) and _is_4d(node)
+
+
+def _moves(node: Any) -> bool:
+    return node.op != "call_function" or any(word in str(node.target) for word in _NOT_ELEMENTWISE)
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300] or type(error).__name__

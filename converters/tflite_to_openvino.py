@@ -1,0 +1,4 @@
+"""TFLite to OpenVINO IR, float and int8."""
+
+COST = 2.0
+REQUIRES = ("openvino>=2026",)

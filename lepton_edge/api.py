@@ -1,0 +1,251 @@
+"""What Lepton Edge does, a function a command. Each takes plain values and returns plain data; the CLI prints it.
+
+    model ── load ─▶ source ── plan, steps ─▶ candidates ── verify ─▶ ── bench ─▶ choose ─▶ report + bundle
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lepton_edge import bench as timing
+from lepton_edge import candidates, record, registry, rundir, samples, stages
+from lepton_edge.artifact import SUFFIX, copy_artifact, detect, open_artifact
+from lepton_edge.errors import LeptonError, UsageError, did_you_mean
+from lepton_edge.plan import plan
+from lepton_edge.progress import Silent
+from lepton_edge.recipe import Recipe
+
+TARGETS = ("tflite", "onnx", "openvino")
+
+
+def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = None) -> dict:
+    """The whole road: make float and int8 candidates in every target format, verify and time each, pick one.
+
+    Writes the run folder ``out`` (artifacts/, bundle/, run.json and its reports) and returns run.json.
+    """
+    start = time.monotonic()
+    rundir.check(out)
+    detect(model)
+    device = samples.device(recipe.compress.device)
+    formats = targets(recipe.compress.to or device.formats or TARGETS)
+    with rundir.publishing(out) as folder, stages.road(folder, progress or Silent(), recipe.compress.seed) as road:
+        source = stages.load_source(road, model)
+        feeds = samples.open_feeds(road, source, recipe)
+        reference = stages.reference(road, source, feeds.evaluation)
+        made = candidates.make(road, source, formats, recipe, feeds.by_verb())
+        placed = candidates.settle(made, folder / "artifacts", model.stem)
+        judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
+        timed = candidates.time(road, judged, recipe, recipe.bench.threads or device.threads or 1)
+        run = record.run_record(source, feeds, reference, device, recipe, candidates.rows(timed, folder), formats)
+        run["seconds"] = round(time.monotonic() - start, 1)
+        road.progress.stage("writing the report and the bundle")
+        record.write_bundle_of_picked(road, folder, run, source, feeds, timed)
+        record.write_reports(folder, run)
+    return run
+
+
+def convert(
+    model: Path,
+    target: str,
+    out: Path | None,
+    recipe: Recipe,
+    progress: Silent | None = None,
+    *,
+    verbs: tuple[str, ...] = (),
+) -> dict:
+    """Bring a model to ``target`` format, with ``verbs`` (quantize, prune) applied, and hold it against the source.
+
+    Without data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and
+    returns its figures. Raises LeptonError when a float conversion differs from its source beyond the noise of
+    float arithmetic.
+    """
+    (target,) = targets((target,))
+    art = open_artifact(model)
+    out = out or Path(f"{model.stem}{'.' + record.scheme(verbs) if verbs else ''}{SUFFIX[target]}")
+    if out.resolve() == model.resolve():
+        raise UsageError(f"{out}: the output would overwrite the model itself", "choose another file with --out")
+    with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
+        steps = plan(art.format, target, verbs, registry.steps())
+        if not steps:
+            raise UsageError(f"{model}: is {target} already", "choose another format with --to")
+        source = stages.load_source(road, model)
+        feeds = samples.open_feeds(road, source, recipe, seeded=not verbs)
+        options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
+        result = stages.apply_all(road, source.model(), steps, options, feeds.by_verb())
+        reference = stages.reference(road, source, feeds.evaluation)
+        road.progress.stage(f"verifying the {target} model on {feeds.evaluation.count} samples")
+        got = stages.answers(road, result, feeds.evaluation)
+        figures = stages.judge(reference, got, feeds.labels())
+        if not verbs:
+            record.require_float_parity(figures["parity"], source, target)
+        written = copy_artifact(result.art, out)
+    return record.artifact_record(written, result, figures, got.info, feeds)
+
+
+def quantize(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
+    """Static int8 post-training quantization; the format stays unless ``target`` says otherwise."""
+    return _with_verb("quantize", model, target, out, recipe, progress)
+
+
+def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
+    """Magnitude pruning with fine-tuning on the training data of the recipe."""
+    return _with_verb("prune", model, target, out, recipe, progress)
+
+
+def _with_verb(verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None) -> dict:
+    format_ = detect(model)
+    own = {s.source for s in registry.steps() if s.verb == verb}
+    if target is None and format_ not in own:
+        after = {s.target for s in registry.steps() if s.verb == "convert" and s.source == format_} & own
+        target = "tflite" if "tflite" in after and verb == "quantize" else min(after, default=None)
+        if target is None:
+            raise LeptonError(f"{model}: {verb} does not work on {format_} models", f"it works on: {', '.join(sorted(own))}")
+    return convert(model, target or format_, out, recipe, progress, verbs=(verb,))
+
+
+def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None) -> dict:
+    """Accuracy of one model on labelled data, in the runtime of its format."""
+    from lepton_edge import verify
+
+    with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
+        source = stages.load_source(road, model, runtime=runtime)
+        feeds = samples.open_feeds(road, source, recipe)
+        labels = feeds.labels()
+        if labels is None:
+            raise LeptonError(
+                f"{feeds.evaluation.source}: holds no labels, so there is no accuracy to measure",
+                "add labels (y), or hold the model against another one with 'lepton-edge compare'",
+            )
+        got = stages.reference(road, source, feeds.evaluation)
+        figures = verify.accuracy(got.outputs, labels)
+        if figures is None:
+            raise LeptonError(f"{model}: no output can be read as scores of classes", "accuracy needs a vector of scores")
+    return {
+        "model": model.name,
+        "format": source.art.format,
+        "size_bytes": source.art.size_bytes,
+        "runtime": got.info,
+        "accuracy": figures,
+        "kind": "measured",
+        "data": feeds.evaluation.source,
+        "warnings": list(feeds.warnings),
+    }
+
+
+def bench(models: Sequence[Path], recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None) -> dict:
+    """Latency of one or more models on this machine, interleaved; the ratio of each to the first."""
+    with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
+        entrants, arts = [], {}
+        for k, path in enumerate(models):
+            source = stages.load_source(road, path, runtime=runtime)
+            feeds = samples.open_feeds(road, source, recipe, seeded=True)
+            name = path.name if path.name not in arts else f"{path.name} ({k + 1})"
+            arts[name] = source.art
+            entrants.append(timing.Entrant(name, path, source.runtime, feeds.evaluation.folder))
+        road.workers.drop()
+        road.progress.stage("measuring latency, models in turn")
+        device = samples.device(recipe.compress.device)
+        timings = timing.measure(
+            entrants,
+            seconds=recipe.bench.seconds,
+            rounds=recipe.bench.rounds,
+            threads=recipe.bench.threads or device.threads or 1,
+            seed=recipe.compress.seed,
+            progress=road.progress.update,
+        )
+    names = list(arts)
+    for name in names:
+        if (error := timings[name].error) is not None:
+            raise error
+    against = timing.ratios(timings, {n: names[0] for n in names[1:]})
+    return {
+        "host": record.host(),
+        "models": [
+            {
+                "name": n,
+                "format": arts[n].format,
+                "size_bytes": arts[n].size_bytes,
+                "runtime": timings[n].info,
+                "latency": timings[n].latency,
+                "ratio": against.get(n),
+            }
+            for n in names
+        ],
+    }
+
+
+def compare(first: Path, second: Path, recipe: Recipe, progress: Silent | None = None) -> dict:
+    """Parity of two models of any formats on the same samples: the second against the first, output by output."""
+    with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
+        source = stages.load_source(road, first)
+        feeds = samples.open_feeds(road, source, recipe, seeded=True)
+        reference = stages.reference(road, source, feeds.evaluation)
+        other = stages.load_source(road, second)
+        model = stages.Model(other.art, *samples.match(source, other))
+        road.progress.stage(f"running {second.name} on {feeds.evaluation.count} samples")
+        got = stages.answers(road, model, feeds.evaluation, runtime=other.runtime)
+        figures = stages.judge(reference, got, feeds.labels())
+    return {
+        "first": {"name": first.name, "format": source.art.format, "runtime": reference.info},
+        "second": {"name": second.name, "format": other.art.format, "runtime": got.info},
+        "data": feeds.evaluation.source,
+        "warnings": list(feeds.warnings),
+        **figures,
+    }
+
+
+def inspect(model: Path, progress: Silent | None = None) -> dict:
+    """What is in a model file: signature, parameters, MACs, operators, sizes by layer, versions."""
+    art = open_artifact(model)
+    with stages.road(_scratch(), progress or Silent()) as road:
+        facts = record.inspect_model(road, art)
+    return {"name": model.name, "format": art.format, "sha256": art.sha256, "size_bytes": art.size_bytes, **facts}
+
+
+def targets(names: Sequence[str]) -> tuple[str, ...]:
+    """Check names of target formats: those that some step writes and some runtime runs."""
+    runnable = {f for r in registry.runtimes() for f in r.formats}
+    known = sorted({s.target for s in registry.steps()} & runnable)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown target format '{name}'", did_you_mean(name, known))
+    return tuple(dict.fromkeys(names))
+
+
+def _scratch() -> Path:
+    import tempfile
+
+    return Path(tempfile.gettempdir())
+
+
+def parts() -> dict[str, Any]:
+    """The formats, steps and runtimes there are, and what each lacks here."""
+    return {
+        "formats": sorted({f for s in registry.steps() for f in (s.source, s.target)}),
+        "steps": [
+            {
+                "name": s.name,
+                "verb": s.verb,
+                "from": s.source,
+                "to": s.target,
+                "summary": s.summary,
+                "options": s.options,
+                "missing": registry.missing(s.requires),
+                "broken": s.broken,
+            }
+            for s in registry.steps()
+        ],
+        "runtimes": [
+            {
+                "name": r.name,
+                "formats": list(r.formats),
+                "summary": r.summary,
+                "missing": registry.missing(r.requires),
+                "broken": r.broken,
+            }
+            for r in registry.runtimes()
+        ],
+    }

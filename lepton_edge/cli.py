@@ -1,0 +1,290 @@
+"""The command line: parse, call one function of api.py, print. Nothing else happens here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
+
+import typer
+
+from lepton_edge import __version__, clikit
+from lepton_edge.clikit import BENCH, DATA, DROP, TRAIN, command, emit, progress, recipe_from
+from lepton_edge.errors import LimitError, UsageError
+
+app = typer.Typer(
+    name="lepton-edge",
+    help="Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX and OpenVINO, verify and measure.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+devices_app = typer.Typer(help="The devices that models are made for.", no_args_is_help=True)
+app.add_typer(devices_app, name="devices")
+
+ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2 or .tflite.")]
+OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write the model.")]
+ToOne = Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="Target format: tflite, onnx or openvino.")]
+RuntimeOpt = Annotated[str | None, typer.Option("--runtime", metavar="NAME", help="Another runtime than the format's own.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lepton-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@command(app, DATA, TRAIN, DROP, BENCH)
+def compress(
+    model: Annotated[Path | None, typer.Argument(help="The trained model. Without one: the embedded sample.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to write.")] = Path("lepton-out"),
+    to: Annotated[str | None, typer.Option("--to", metavar="LIST", help="Formats (tflite,onnx,openvino).")] = None,
+    max_size: Annotated[int | None, typer.Option("--max-size", min=1, help="Bytes a model may have.")] = None,
+    max_latency: Annotated[float | None, typer.Option("--max-latency", min=0.0, help="Milliseconds the median may take.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--prune", min=0.0, max=0.99, metavar="SPARSITY", help="Also prune (Keras; needs --train).")
+    ] = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """The whole road: float and int8 models in every format, each verified and timed; picks one and says why.
+
+    Example: `lepton-edge compress model.keras --data calib.npz --eval test.npz --max-drop 1.0`
+    """
+    import dataclasses
+
+    from lepton_edge import api, show
+    from lepton_edge.sample import sample
+
+    base = None
+    if model is None:
+        model, base = sample()
+    opts.max_size, opts.max_latency, opts.to = max_size, max_latency, clikit.names(to)
+    recipe = recipe_from(opts, base)
+    if sparsity is not None:
+        recipe = dataclasses.replace(recipe, prune={**(recipe.prune or {}), "sparsity": sparsity})
+    run = api.compress(model, out, recipe, progress(opts))
+    emit(run, opts, lambda: show.run(run, out))
+    if run["picked"] is None:
+        raise LimitError(
+            f"no candidate meets the limits (see the reasons in the table and in {out / 'report.html'})",
+            "loosen --max-drop, --max-size or --max-latency, or give more calibration samples",
+        )
+
+
+def _artifact(verb: str, model: Path, to: str | None, out: Path | None, opts: SimpleNamespace) -> None:
+    from lepton_edge import api, show
+
+    opts.to = None
+    recipe = recipe_from(opts)
+    if verb == "convert":
+        if to is None:
+            raise UsageError("no target format was given", "for example --to tflite")
+        made = api.convert(model, to, out, recipe, progress(opts))
+    else:
+        made = getattr(api, verb)(model, to, out, recipe, progress(opts))
+    emit(made, opts, lambda: show.artifact(made))
+    _check_drop(made, opts.max_drop)
+
+
+def _check_drop(made: dict, limit: float | None) -> None:
+    drop = made["drop_points"]
+    if limit is not None:
+        if drop is None:
+            raise LimitError("--max-drop was given, and there are no labels to measure it", "add labelled samples with --eval")
+        if drop > limit:
+            raise LimitError(f"top-1 drops {drop:.2f} points, more than the {limit:g} allowed", f"{made['path']} was written")
+
+
+@command(app, DATA, DROP)
+def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
+    """Static int8 quantization with calibration samples; the answer is held against the source model.
+
+    Example: `lepton-edge quantize model.onnx --data calib.npz --eval test.npz -o model.int8.onnx`
+    """
+    _artifact("quantize", model, to, out, opts)
+
+
+@command(app, DATA, TRAIN, DROP)
+def prune(
+    model: ModelArg,
+    sparsity: Annotated[float, typer.Option("--sparsity", min=0.0, max=0.99, help="Share of the weights to set to zero.")] = 0.5,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of fine-tuning.")] = 3,
+    to: ToOne = None,
+    out: OutFile = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Magnitude pruning of a Keras model, fine-tuned on labelled samples.
+
+    Example: `lepton-edge prune model.keras --train train.npz --eval test.npz --sparsity 0.75`
+    """
+    import dataclasses
+
+    from lepton_edge import api, show
+
+    opts.to = None
+    recipe = recipe_from(opts)
+    recipe = dataclasses.replace(recipe, prune={**(recipe.prune or {}), "sparsity": sparsity, "epochs": epochs})
+    made = api.prune(model, to, out, recipe, progress(opts))
+    emit(made, opts, lambda: show.artifact(made))
+    _check_drop(made, opts.max_drop)
+
+
+@command(app, DATA, DROP)
+def convert(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
+    """Convert between formats and prove the result equal, on your samples or on seeded random ones.
+
+    Example: `lepton-edge convert model.onnx --to tflite -o model.tflite`
+    """
+    _artifact("convert", model, to, out, opts)
+
+
+@command(app, DATA)
+def evaluate(model: ModelArg, runtime: RuntimeOpt = None, *, opts: SimpleNamespace) -> None:
+    """Top-1 and top-5 of one model on labelled samples, in the runtime of its format.
+
+    Example: `lepton-edge evaluate model.int8.tflite --data test.npz`
+    """
+    from lepton_edge import api, show
+
+    result = api.evaluate(model, recipe_from(opts), progress(opts), runtime=runtime)
+    emit(result, opts, lambda: show.evaluation(result))
+
+
+@command(app, DATA, BENCH)
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="Models of any formats; the first is what the others are compared with.")],
+    runtime: RuntimeOpt = None,
+    max_latency: Annotated[float | None, typer.Option("--max-latency", min=0.0, help="Exit code 4 if a median is above (ms).")] = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Latency of one or more models on this machine, measured in turn, with 95 % intervals.
+
+    Example: `lepton-edge bench model.tflite model.int8.tflite --threads 1`
+    """
+    from lepton_edge import api, show
+
+    result = api.bench(models, recipe_from(opts), progress(opts), runtime=runtime)
+    emit(result, opts, lambda: show.timings(result))
+    slow = [m["name"] for m in result["models"] if max_latency is not None and m["latency"]["p50_ms"] > max_latency]
+    if slow:
+        raise LimitError(f"p50 above {max_latency:g} ms: {', '.join(slow)}")
+
+
+@command(app, DATA)
+def compare(
+    first: Annotated[Path, typer.Argument(help="The model to compare with.")],
+    second: Annotated[Path, typer.Argument(help="The model to be compared.")],
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Parity of two models of any formats: max abs, cosine, SQNR and top-1 agreement of every output.
+
+    Example: `lepton-edge compare model.keras model.int8.tflite --data test.npz`
+    """
+    from lepton_edge import api, show
+
+    result = api.compare(first, second, recipe_from(opts), progress(opts))
+    emit(result, opts, lambda: show.comparison(result))
+
+
+@command(app)
+def inspect(model: ModelArg, *, opts: SimpleNamespace) -> None:
+    """What is in a model file: inputs and outputs, parameters, MACs, operators, size by layer, versions.
+
+    Example: `lepton-edge inspect model.tflite`
+    """
+    from lepton_edge import api, show
+
+    result = api.inspect(model, progress(opts))
+    emit(result, opts, lambda: show.inspection(result))
+
+
+@command(app)
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder of 'compress', or its run.json.")],
+    other: Annotated[Path | None, typer.Argument(help="A later run: show what changed.")] = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Render the report of a past run again, or show what changed between two runs.
+
+    Example: `lepton-edge report lepton-out` · `lepton-edge report before after`
+    """
+    from lepton_edge import report as reports
+    from lepton_edge import show
+
+    first = reports.load_run(run)
+    if other is None:
+        folder = run if run.is_dir() else run.parent
+        files = {k: str(v) for k, v in reports.render(first, folder).items()}
+        emit(files, opts, lambda: show.files(files))
+    else:
+        change = reports.diff(first, reports.load_run(other))
+        emit(change, opts, lambda: show.change(change))
+
+
+@command(app, name="list")
+def list_parts(*, opts: SimpleNamespace) -> None:
+    """Formats, steps and runtimes, and what of them is installed.
+
+    Example: `lepton-edge list`
+    """
+    from lepton_edge import api, show
+
+    found = api.parts()
+    emit(found, opts, lambda: show.parts(found))
+
+
+@command(app)
+def doctor(*, opts: SimpleNamespace) -> None:
+    """What works here, what to install, and the CPU features that matter for int8.
+
+    Example: `lepton-edge doctor`
+    """
+    from lepton_edge import show
+    from lepton_edge.host import doctor_checks
+
+    checks = doctor_checks()
+    emit(checks, opts, lambda: show.checks(checks))
+
+
+@command(devices_app, name="list")
+def devices_list(*, opts: SimpleNamespace) -> None:
+    """The known devices.
+
+    Example: `lepton-edge devices list`
+    """
+    from lepton_edge import show
+    from lepton_edge.device import load_devices
+
+    found = [d.to_dict() for d in load_devices().values()]
+    emit(found, opts, lambda: show.devices(found))
+
+
+@command(devices_app, name="show")
+def devices_show(name: Annotated[str, typer.Argument(help="A name from 'devices list'.")], *, opts: SimpleNamespace) -> None:
+    """One device in full.
+
+    Example: `lepton-edge devices show raspberrypi4`
+    """
+    from lepton_edge import show
+    from lepton_edge.samples import device
+
+    found = device(name).to_dict()
+    emit(found, opts, lambda: show.device(found))
+
+
+def main() -> None:
+    """The entry point."""
+    app()

@@ -1,0 +1,226 @@
+"""What every command shares: groups of options, the display, and the one place that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+
+from lepton_edge import errors
+from lepton_edge.errors import LeptonError, UsageError
+
+Group = dict[str, tuple[Any, Any]]
+
+OUTPUT: Group = {
+    "as_json": (Annotated[bool, typer.Option("--json", help="Print one JSON document, and no progress.")], False),
+    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Also print the workers' logs and tracebacks.")], False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")], False),
+}
+DATA: Group = {
+    "data": (
+        Annotated[
+            str | None, typer.Option("--data", metavar="PATH", help="Calibration samples: .npz, .npy or a folder of images.")
+        ],
+        None,
+    ),
+    "evaluation": (
+        Annotated[
+            str | None,
+            typer.Option("--eval", metavar="PATH", help="Samples to measure accuracy on, with labels; unseen by the calibration."),
+        ],
+        None,
+    ),
+    "preprocess": (
+        Annotated[
+            str | None, typer.Option("--preprocess", metavar="PRESET", help="imagenet, imagenet-tf or none; finer control in a recipe.")
+        ],
+        None,
+    ),
+    "samples": (Annotated[int | None, typer.Option("--samples", min=1, help="Calibration samples at most (300).")], None),
+    "recipe": (Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A TOML recipe; options given here win.")], None),
+    "seed": (Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything drawn at random (0).")], None),
+}
+TRAIN: Group = {
+    "train": (Annotated[str | None, typer.Option("--train", metavar="PATH", help="Labelled samples to fine-tune on while pruning.")], None),
+}
+BENCH: Group = {
+    "seconds": (Annotated[float | None, typer.Option("--seconds", min=0.1, help="Seconds of measuring a model (3).")], None),
+    "threads": (Annotated[int | None, typer.Option("--threads", min=1, help="Threads a runtime may use (1, or what the device says).")], None),
+    "device": (Annotated[str | None, typer.Option("--device", metavar="NAME", help="See 'lepton-edge devices list'.")], None),
+}
+DROP: Group = {
+    "max_drop": (
+        Annotated[float | None, typer.Option("--max-drop", min=0.0, help="Points of top-1 that may be lost; exit code 4 if more.")],
+        None,
+    ),
+}
+
+
+def command(app: typer.Typer, *groups: Group, name: str | None = None) -> Callable[[Callable], Callable]:
+    """Register a function as a command; the options of ``groups`` reach it as one namespace ``opts``.
+
+    The docstring is the help text. OUTPUT is always among the groups.
+    """
+    options = {k: v for g in (*groups, OUTPUT) for k, v in g.items()}
+
+    def wrap(function: Callable) -> Callable:
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "opts"]
+        extra = [
+            inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for k, (kind, default) in options.items()
+        ]
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            opts = SimpleNamespace(**{k: values.pop(k) for k in options})
+            if opts.verbose:
+                os.environ["LEPTON_EDGE_VERBOSE"] = "1"
+            guarded(lambda: function(**values, opts=opts), opts)
+
+        run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
+        del run.__wrapped__  # type: ignore[attr-defined]
+        app.command(name, help=inspect.getdoc(function))(run)
+        return function
+
+    return wrap
+
+
+def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
+    """Run a command; every way it can end becomes a line for the user and an exit code."""
+    # A kill is treated like Ctrl-C: workers end, half-written files go.
+    signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        action()
+    except LeptonError as e:
+        fail(e, opts)
+    except KeyboardInterrupt:
+        from lepton_edge.launch import close_all
+
+        close_all()
+        typer.echo("interrupted; finished steps are kept, so the same command goes on from there", err=True)
+        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has gone (head, a closed pager): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(errors.EXIT_ERROR) from None
+    except OSError as e:
+        fail(_os_error(e), opts)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as e:
+        _bug(e, opts)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _os_error(e: OSError) -> LeptonError:
+    where = f"{e.filename}: " if e.filename else ""
+    if e.errno == errno.ENOSPC:
+        return LeptonError(f"{where}the disk is full", "free some space, or choose another folder with --out or LEPTON_EDGE_CACHE")
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return LeptonError(f"{where}cannot be read or written ({e.strerror})", "check its permissions")
+    return LeptonError(f"{where}{e.strerror or e}", "check the path")
+
+
+def fail(error: LeptonError, opts: SimpleNamespace) -> None:
+    """Say what is wrong and how to mend it, and exit with the error's code."""
+    if opts.as_json:
+        body = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        typer.echo(json.dumps({"error": body}))
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    if opts.verbose:
+        import traceback
+
+        traceback.print_exception(error)
+    raise typer.Exit(error.exit_code)
+
+
+def _bug(error: Exception, opts: SimpleNamespace) -> None:
+    import traceback
+
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"internal error: {type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})"
+    if opts.verbose:
+        traceback.print_exception(error)
+    if opts.as_json:
+        typer.echo(json.dumps({"error": {"message": text, "hint": "", "exit_code": errors.EXIT_BUG}}))
+    typer.echo(f"error: {text}", err=True)
+    typer.echo("hint: this is a defect of lepton-edge; run again with -v and report the traceback", err=True)
+    raise typer.Exit(errors.EXIT_BUG)
+
+
+def progress(opts: SimpleNamespace):
+    """The progress display that the options ask for."""
+    from lepton_edge.progress import progress_for
+
+    return progress_for(quiet=opts.quiet or opts.as_json)
+
+
+def recipe_from(opts: SimpleNamespace, base: Any = None):
+    """The recipe of a command: the file given (else ``base``, else the defaults), with the options laid over it."""
+    from lepton_edge import recipe as recipes
+
+    r = recipes.load(opts.recipe) if opts.recipe else base or recipes.Recipe()
+    given = vars(opts)
+    r = recipes.override(
+        r,
+        "data",
+        calibration=given.get("data"),
+        evaluation=given.get("evaluation"),
+        training=given.get("train"),
+        samples=given.get("samples"),
+    )
+    r = recipes.override(
+        r,
+        "compress",
+        device=given.get("device"),
+        seed=given.get("seed"),
+        max_drop=given.get("max_drop"),
+        max_size=given.get("max_size"),
+        max_latency=given.get("max_latency"),
+        to=given.get("to"),
+    )
+    r = recipes.override(r, "bench", seconds=given.get("seconds"), threads=given.get("threads"))
+    if given.get("preprocess"):
+        import dataclasses
+
+        from lepton_edge.preprocess import from_dict
+
+        from_dict(given["preprocess"], "--preprocess")
+        r = dataclasses.replace(r, preprocess={**r.preprocess, "preset": given["preprocess"]})
+    return r
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """A comma-separated option as a tuple. Raises UsageError when it is empty."""
+    if text is None:
+        return None
+    found = tuple(t.strip() for t in text.split(",") if t.strip())
+    if not found:
+        raise UsageError("an empty list was given", "for example --to tflite,onnx")
+    return found
+
+
+def emit(data: Any, opts: SimpleNamespace, show: Callable[[], None]) -> None:
+    """Print the result: JSON for machines, else what ``show`` prints, else nothing."""
+    if opts.as_json:
+        typer.echo(json.dumps(data, indent=1, default=str))
+    elif not opts.quiet:
+        show()

@@ -1,0 +1,47 @@
+"""Every error a user can meet, and the exit code it carries.
+
+Standard library only: this file is also imported inside workers, whatever environment they run in.
+"""
+
+from __future__ import annotations
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_BUG, EXIT_LIMIT, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class LeptonError(Exception):
+    """Something the user can act on: one line that names the culprit, and a hint with the fix."""
+
+    exit_code = EXIT_ERROR
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LeptonError):
+    """The call itself is off: an unknown name, a bad option, a recipe key that does not exist."""
+
+    exit_code = EXIT_USAGE
+
+
+class LimitError(LeptonError):
+    """Everything ran, and a limit the user set (accuracy, latency, size) is not met."""
+
+    exit_code = EXIT_LIMIT
+
+
+class MissingExtra(LeptonError):
+    """A step or runtime needs a package that is not installed."""
+
+
+class WorkerError(LeptonError):
+    """A worker process crashed, hung, or reported a failure that is not the user's own input."""
+
+
+def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """A hint for a mistyped name: the closest known one, or the list of all."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

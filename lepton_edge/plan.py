@@ -1,0 +1,55 @@
+"""Which steps take a model from the format it has to the one wanted, with verbs applied on the way.
+
+A shortest path over (format, verbs done): "prune in Keras, quantize, then OpenVINO" needs no special case.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from lepton_edge.errors import LeptonError
+from lepton_edge.registry import Step, missing
+
+# A conversion after quantization has to carry scales across; quantizing in the target format does not.
+CONVERT_QUANTIZED = 10.0
+NOT_INSTALLED = 100.0
+
+
+def plan(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) -> tuple[Step, ...]:
+    """The cheapest sequence of steps from ``source`` to ``target`` that applies all ``verbs`` in order.
+
+    Steps whose packages are not installed are taken only when there is no other way, so that the error that
+    follows names what to install. Raises LeptonError when no sequence exists.
+    """
+    usable = [s for s in steps if not s.broken]
+    goal = (target, len(verbs))
+    queue: list[tuple[float, int, tuple[str, int], tuple[Step, ...]]] = [(0.0, 0, (source, 0), ())]
+    done: set[tuple[str, int]] = set()
+    order = 0
+    while queue:
+        cost, _, state, path = heapq.heappop(queue)
+        if state == goal:
+            return path
+        if state in done:
+            continue
+        done.add(state)
+        format_, verb = state
+        for step in usable:
+            if step.source != format_:
+                continue
+            if step.verb == "convert":
+                price, following = step.cost, (step.target, verb)
+                if "quantize" in verbs[:verb]:
+                    price *= CONVERT_QUANTIZED
+            elif verb < len(verbs) and step.verb == verbs[verb]:
+                price, following = step.cost, (step.target, verb + 1)
+            else:
+                continue
+            if missing(step.requires):
+                price += NOT_INSTALLED
+            order += 1
+            heapq.heappush(queue, (cost + price, order, following, (*path, step)))
+    doing = f" with {' and '.join(verbs)}" if verbs else ""
+    sources = sorted({s.source for s in usable if s.verb in verbs}) if verbs else []
+    where = f"; {verbs[0]} works on: {', '.join(sources)}" if sources else ""
+    raise LeptonError(f"no route from {source} to {target}{doing}", f"see 'lepton-edge list' for the steps{where}")

@@ -1,0 +1,212 @@
+"""Setting down what happened: run.json, its reports, the bundle of the picked model."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lepton_edge import __version__, registry
+from lepton_edge.artifact import Artifact
+from lepton_edge.candidates import Candidate
+from lepton_edge.choose import choose
+from lepton_edge.device import Device
+from lepton_edge.errors import LeptonError
+from lepton_edge.launch import python_path
+from lepton_edge.recipe import Recipe
+from lepton_edge.samples import Feeds
+from lepton_edge.stages import Answers, Model, Road, Source
+
+SCHEMA = "lepton-edge.run/1"
+
+
+def host() -> dict:
+    """The machine that everything was measured on."""
+    from lepton_edge.host import host_info
+
+    return host_info()
+
+
+def run_record(
+    source: Source, feeds: Feeds, reference: Answers, device: Device, recipe: Recipe, rows: list[dict], formats: Sequence[str]
+) -> dict:
+    """run.json: what went in, what was measured, what was picked and why."""
+    from lepton_edge.verify import accuracy
+
+    labels = feeds.labels()
+    base = accuracy(reference.outputs, labels) if labels is not None else None
+    limits = recipe.compress
+    picked, reasons, front = choose(
+        rows, max_drop=limits.max_drop, max_size=limits.max_size, max_latency=limits.max_latency
+    )
+    for row in rows:
+        row |= {"picked": row["name"] == picked, "pareto": row["name"] in front, "reason": reasons[row["name"]]}
+    machine = host()
+    warnings = [*feeds.warnings, *_doubts(machine, base, rows, device)]
+    return {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": "compress",
+        "seconds": None,
+        "tool": {"name": "lepton-edge", "version": __version__},
+        "host": machine,
+        "device": {"name": device.name, "title": device.title, "kind": device.kind},
+        "model": {
+            "name": source.art.path.name,
+            "format": source.art.format,
+            "sha256": source.art.sha256,
+            "size_bytes": source.art.size_bytes,
+            "inputs": source.inputs,
+            "outputs": source.outputs,
+        },
+        "data": {
+            role: {"source": Path(f.source).name, "count": f.count, "sha256": f.sha256, "labels": f.labels}
+            for role, f in (("calibration", feeds.calibration), ("evaluation", feeds.evaluation), ("training", feeds.training))
+            if f is not None
+        },
+        "preprocessing": feeds.preprocess.to_dict(),
+        "settings": {**asdict(limits), "to": list(formats), **asdict(recipe.bench), "prune": recipe.prune, "quantize": recipe.quantize},
+        "reference": {"runtime": reference.info, "accuracy": base},
+        "candidates": rows,
+        "picked": picked,
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+
+
+def _doubts(machine: dict, base: dict | None, rows: Sequence[dict], device: Device) -> list[str]:
+    found = []
+    load = (machine.get("load_average") or [0.0])[0]
+    if load > machine["cores"]:
+        found.append(f"the machine was busy while it was measured (load {load:.1f} on {machine['cores']} cores)")
+    if base and base["top1"] < 0.2 and base["top5"] is not None and base["top5"] < 0.4:
+        found.append(f"the source model itself has top-1 {base['top1']:.3f} on this data: check labels and preprocessing")
+    if device.transport != "local" or device.kind != "measured":
+        found.append(f"latency was measured on this machine, not on {device.title}")
+    elif device.name != "local":
+        found.append(f"latency was measured on this machine; {device.title} only set the defaults")
+    dead = [r["name"] for r in rows if r["status"] == "failed"]
+    if dead:
+        found.append(f"failed: {', '.join(dead)}")
+    return found
+
+
+def write_reports(folder: Path, run: dict) -> None:
+    """run.json and the reports rendered from it."""
+    from lepton_edge.report import render
+
+    save_json(folder / "run.json", run)
+    render(run, folder)
+
+
+def save_json(path: Path, data: Any) -> None:
+    """Write JSON aside, then rename."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(data, indent=1, allow_nan=False, default=str), encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_bundle_of_picked(
+    road: Road, folder: Path, run: dict, source: Source, feeds: Feeds, made: Sequence[Candidate]
+) -> Path | None:
+    """The deployable folder of the picked candidate; None when none was picked."""
+    chosen = next((c for c in made if c.name == run["picked"]), None)
+    if chosen is None or chosen.model is None or chosen.answers is None:
+        return None
+    from lepton_edge.bundle import write_bundle
+
+    row = next(r for r in run["candidates"] if r["name"] == chosen.name)
+    runtime = registry.runtime_for(chosen.format)
+    kept = ("accuracy", "drop_points", "parity", "steps", "scheme", "ratio")
+    figures = {k: row[k] for k in kept}
+    if row["latency"]:
+        figures["latency"] = {k: v for k, v in row["latency"].items() if k != "samples_ns"}
+    return write_bundle(
+        folder / "bundle",
+        artifact_path=chosen.model.art.path,
+        runtime_file=runtime.file,
+        ports=_used_ports(chosen),
+        input_specs=source.inputs,
+        preprocess=feeds.preprocess,
+        manifest_extra={
+            "source_model": run["model"],
+            "measured": figures,
+            "host": run["host"],
+            "data": run["data"],
+            "created": run["created"],
+        },
+        golden=_golden(chosen, feeds, road),
+        labels=None,
+    )
+
+
+def _used_ports(c: Candidate) -> dict:
+    from lepton_edge.ports import resolve
+
+    assert c.model is not None and c.answers is not None
+    inputs = resolve(c.model.inputs, c.answers.specs[0], c.name)
+    return {"inputs": [p.to_json() for p in inputs], "outputs": [p.to_json() for p in c.answers.wiring]}
+
+
+def _golden(c: Candidate, feeds: Feeds, road: Road, count: int = 4) -> tuple[Path, Path]:
+    """A few preprocessed samples under the source model's names, and what the shipped file answered to them here."""
+    import numpy as np
+
+    assert c.answers is not None
+    place = road.folder("golden")
+    feed = feeds.evaluation
+    inputs = {n: np.asarray(feed.open()[n][:count]) for n in feed.inputs}
+    outputs = {p.source: np.asarray(c.answers.outputs[p.name][:count]) for p in c.answers.wiring}
+    np.savez(place / "inputs.npz", **inputs)
+    np.savez(place / "outputs.npz", **outputs)
+    return place / "inputs.npz", place / "outputs.npz"
+
+
+def artifact_record(art: Artifact, model: Model, figures: dict, info: dict, feeds: Feeds) -> dict:
+    """The record of one artefact that a single-stage command made."""
+    return {
+        "path": str(art.path),
+        "format": art.format,
+        "scheme": scheme(model.verbs),
+        "sha256": art.sha256,
+        "size_bytes": art.size_bytes,
+        "zip_bytes": art.zip_bytes(),
+        "runtime": info,
+        "steps": list(model.steps),
+        "data": feeds.evaluation.source,
+        "warnings": list(feeds.warnings),
+        **figures,
+    }
+
+
+def scheme(verbs: Sequence[str]) -> str:
+    """The word for what was done to a model."""
+    names = {(): "float32", ("quantize",): "int8", ("prune",): "pruned", ("prune", "quantize"): "pruned-int8"}
+    return names[tuple(verbs)]
+
+
+FLOAT_NOISE_DB = 60.0
+
+
+def require_float_parity(parity: dict, source: Source, target: str) -> None:
+    """Raise LeptonError when a float conversion is off by more than float arithmetic explains (SQNR 60 dB)."""
+    sqnr = parity["sqnr_db"]
+    if sqnr is not None and sqnr < FLOAT_NOISE_DB:
+        worst = min(parity["outputs"].items(), key=lambda kv: kv[1]["cosine"])[0]
+        raise LeptonError(
+            f"{source.art.path.name}: the {target} model does not answer as the source does (output '{worst}': SQNR "
+            f"{sqnr:.1f} dB, at least {FLOAT_NOISE_DB:g} expected of a float conversion)",
+            "nothing was written; try another route or report the model",
+        )
+
+
+def inspect_model(road: Road, art: Artifact) -> dict:
+    """Run the inspector of the format in a worker."""
+    file = registry.folder("inspectors") / f"{art.format if art.format != 'h5' else 'keras'}.py"
+    if not file.is_file():
+        raise LeptonError(f"{art.path}: there is no inspector for {art.format}", "add one file to lepton_edge/inspectors")
+    worker = road.workers.get(f"inspecting {art.path.name}")
+    return worker.call("inspect", file=python_path(file), path=python_path(art.path))

@@ -1,0 +1,221 @@
+"""The folders are the registry: what steps and runtimes there are, read with ``ast``, never imported.
+
+Listing is instant, and a broken file can only break itself. Folders of the user's own are added through the
+environment variable LEPTON_EDGE_PLUGINS (paths separated by the system's path separator), each with the
+sub-folders ``converters``, ``passes`` and ``runtimes``.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lepton_edge.errors import LeptonError, MissingExtra, UsageError, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file that changes a model: ``source`` and ``target`` formats, and what it needs to run."""
+
+    name: str
+    file: Path
+    verb: str
+    source: str
+    target: str
+    summary: str
+    requires: tuple[str, ...] = ()
+    cost: float = 1.0
+    environ: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One file that runs models of ``formats``."""
+
+    name: str
+    file: Path
+    formats: tuple[str, ...]
+    summary: str
+    requires: tuple[str, ...] = ()
+    cost: float = 1.0
+    environ: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
+
+
+def folder(kind: str) -> Path:
+    """The project's own folder of a kind: inside the package when installed, beside it in a checkout."""
+    inside = PACKAGE / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def _files(kind: str) -> list[Path]:
+    extra = [Path(p) / kind for p in os.environ.get("LEPTON_EDGE_PLUGINS", "").split(os.pathsep) if p]
+    return [
+        f for d in (folder(kind), *extra) if d.is_dir() for f in sorted(d.glob("*.py")) if not f.name.startswith("_")
+    ]
+
+
+def steps() -> list[Step]:
+    """Every conversion and pass, broken ones included (their ``broken`` says why)."""
+    found = []
+    for file in _files("converters"):
+        source, _, target = file.stem.partition("_to_")
+        if target:
+            found.append(_step(file, "convert", source, target))
+    for file in _files("passes"):
+        verb, _, format_ = file.stem.partition("_")
+        if format_:
+            found.append(_step(file, verb, format_, format_))
+    return found
+
+
+def runtimes() -> list[Runtime]:
+    """Every runtime, broken ones included."""
+    found = []
+    for file in _files("runtimes"):
+        facts = _read(file, "load")
+        found.append(
+            Runtime(
+                file.stem,
+                file,
+                tuple(facts.get("FORMATS", ())),
+                facts["summary"],
+                tuple(facts.get("REQUIRES", ())),
+                float(facts.get("COST", 1.0)),
+                facts.get("ENVIRON", {}),
+                facts["options"],
+                facts["broken"],
+            )
+        )
+    return found
+
+
+def runtime_for(format_: str, name: str | None = None) -> Runtime:
+    """The runtime to use for a format: the one named, else the installed one of the lowest cost.
+
+    Raises UsageError for an unknown name, MissingExtra when its packages are not installed.
+    """
+    known = runtimes()
+    if name is not None:
+        chosen = next((r for r in known if r.name == name), None)
+        if chosen is None:
+            raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, [r.name for r in known]))
+        if format_ not in chosen.formats:
+            raise UsageError(
+                f"runtime '{name}' does not run {format_} models", f"it runs: {', '.join(chosen.formats)}"
+            )
+        fit = [chosen]
+    else:
+        fit = sorted((r for r in known if format_ in r.formats and not r.broken), key=lambda r: r.cost)
+        if not fit:
+            raise LeptonError(f"no runtime for {format_} models", "see 'lepton-edge list'")
+    chosen = next((r for r in fit if not missing(r.requires)), fit[0])
+    if chosen.broken:
+        raise LeptonError(f"{chosen.file.name}: {chosen.broken}", "repair or remove the file")
+    require(f"running {format_} models in {chosen.name}", chosen.requires)
+    return chosen
+
+
+def _step(file: Path, verb: str, source: str, target: str) -> Step:
+    facts = _read(file, "run")
+    return Step(
+        file.stem,
+        file,
+        verb,
+        source,
+        target,
+        facts["summary"],
+        tuple(facts.get("REQUIRES", ())),
+        float(facts.get("COST", 1.0)),
+        facts.get("ENVIRON", {}),
+        facts["options"],
+        facts["broken"],
+    )
+
+
+@cache
+def _read(file: Path, function: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"summary": "", "options": {}, "broken": ""}
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        facts["summary"] = (ast.get_docstring(tree) or "").split("\n", 1)[0].rstrip(".")
+        body = None
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+                name = node.targets[0].id
+                if name in ("REQUIRES", "COST", "ENVIRON", "FORMATS"):
+                    facts[name] = ast.literal_eval(node.value)
+            elif isinstance(node, ast.FunctionDef) and node.name == function:
+                body = node
+        if body is None:
+            facts["broken"] = f"it has no function '{function}'"
+        else:
+            for arg, default in zip(body.args.kwonlyargs, body.args.kw_defaults, strict=True):
+                if arg.arg != "progress":
+                    facts["options"][arg.arg] = ast.literal_eval(default) if default is not None else REQUIRED
+    except (SyntaxError, ValueError, OSError) as e:
+        facts["broken"] = f"it cannot be read as a plug-in ({e})"
+    return facts
+
+
+REQUIRED = "(required)"
+
+
+def missing(requires: tuple[str, ...]) -> list[str]:
+    """Those requirements that this interpreter's environment does not meet."""
+    return [r for r in requires if not _met(r)]
+
+
+@cache
+def _met(requirement: str) -> bool:
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    req = Requirement(requirement)
+    if req.marker and not req.marker.evaluate():
+        return True
+    try:
+        return req.specifier.contains(metadata.version(req.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def require(what: str, requires: tuple[str, ...]) -> None:
+    """Raise MissingExtra, naming the extra to install, unless all of ``requires`` is there."""
+    lacking = missing(requires)
+    if lacking:
+        extras = sorted({e for r in lacking if (e := _extra_of(r))})
+        fix = f"pip install 'lepton-edge[{','.join(extras)}]'" if extras else "pip install " + " ".join(lacking)
+        raise MissingExtra(f"{what} needs {', '.join(lacking)}, which is not installed", fix)
+
+
+def _extra_of(requirement: str) -> str | None:
+    """The smallest extra of this package that brings a requirement, read from its own metadata."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    wanted = canonicalize_name(Requirement(requirement).name)
+    by_extra: dict[str, set[str]] = {}
+    try:
+        lines = metadata.requires("lepton-edge") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for line in lines:
+        req = Requirement(line)
+        for extra in metadata.metadata("lepton-edge").get_all("Provides-Extra") or []:
+            if req.marker and "extra" in str(req.marker) and req.marker.evaluate({"extra": extra}):
+                by_extra.setdefault(extra, set()).add(canonicalize_name(req.name))
+    fit = [e for e, names in by_extra.items() if wanted in names]
+    return min(fit, key=lambda e: len(by_extra[e])) if fit else None

@@ -1,0 +1,143 @@
+"""OpenVINO on one device, tuned for latency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REQUIRES = ("openvino>=2026",)
+FORMATS = ("openvino",)
+_PRECISIONS = ("f32", "f16", "bf16", "default")
+
+
+def load(model: str, *, threads: int = 1, device: str = "CPU", precision: str = "f32") -> Session:
+    """Open an IR (.xml with its .bin beside it).
+
+    `precision` is what floating-point parts are computed in: "f32" is exact; "default" leaves the plugin its
+    choice, which is bf16 on a CPU that has it. `info["precision"]` is what the compiled model really uses.
+    Raises ValueError for an unknown device or precision, and a model OpenVINO cannot read.
+    """
+    import openvino as ov
+
+    if precision not in _PRECISIONS:
+        raise ValueError(f"unknown precision '{precision}'; known: {', '.join(_PRECISIONS)}")
+    path = Path(model)
+    _check_files(path)
+    core = ov.Core()
+    if device not in core.available_devices:
+        raise ValueError(
+            f"device '{device}' is not available; available: {', '.join(core.available_devices)}"
+        )
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        config["INFERENCE_NUM_THREADS"] = threads
+    if precision != "default":
+        config["INFERENCE_PRECISION_HINT"] = precision
+    try:
+        compiled = core.compile_model(core.read_model(path), device, config)
+    except RuntimeError as error:
+        raise ValueError(f"{path.name}: OpenVINO cannot load it: {_one_line(error)}") from error
+    info = {
+        "runtime": "openvino",
+        "version": ov.__version__.split("-")[0],
+        "device": device,
+        "precision": _type_name(compiled.get_property("INFERENCE_PRECISION_HINT")),
+        "threads": threads,
+    }
+    return Session(compiled, info)
+
+
+def _check_files(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path.name}: no such file")
+    if path.suffix == ".xml":
+        with path.open("rb") as file:
+            if b"<net" not in file.read(4096):
+                raise ValueError(f"{path.name}: not an OpenVINO IR (no <net> element)")
+        if not path.with_suffix(".bin").is_file():
+            raise ValueError(f"{path.name}: its weights file {path.with_suffix('.bin').name} is missing")
+
+
+class Session:
+    """A loaded model: `inputs`, `outputs` (name, shape, dtype), `info` and `run`.
+
+    A model made for one sample is run sample by sample when it is fed a batch.
+    """
+
+    def __init__(self, compiled: Any, info: dict[str, Any]) -> None:
+        self._request = compiled.create_infer_request()
+        ins, outs = list(compiled.inputs), list(compiled.outputs)
+        self.inputs = [_spec(port, name) for port, name in zip(ins, _port_names(ins), strict=True)]
+        self.outputs = [_spec(port, name) for port, name in zip(outs, _port_names(outs), strict=True)]
+        self.info = info
+        self._index = {spec["name"]: i for i, spec in enumerate(self.inputs)}
+        self._dtypes = {spec["name"]: np.dtype(spec["dtype"]) for spec in self.inputs}
+        self._names = [spec["name"] for spec in self.outputs]
+        self._single = bool(self.inputs) and all(spec["shape"][:1] == [1] for spec in self.inputs)
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name for inputs by name, each with its batch axis.
+
+        Raises ValueError for missing, unknown, mistyped or misshapen inputs.
+        """
+        if feeds.keys() != self._index.keys():
+            raise ValueError(f"the model's inputs are {sorted(self._index)}, got {sorted(feeds)}")
+        if self._single and next(iter(feeds.values())).shape[0] != 1:
+            return _one_by_one(self, feeds)
+        arrays = {}
+        for name, index in self._index.items():
+            array = feeds[name]
+            if array.dtype != self._dtypes[name]:
+                raise ValueError(f"input '{name}' takes {self._dtypes[name]}, got {array.dtype}")
+            arrays[index] = np.ascontiguousarray(array)
+        try:
+            results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise ValueError(f"OpenVINO: {_one_line(error)}") from error
+        return dict(zip(self._names, results.values(), strict=True))
+
+
+def _port_names(ports: list[Any]) -> list[str]:
+    """A port's tensor name, else its layer's friendly name; made unique by position where they collide."""
+    names = []
+    for port in ports:
+        node = port.get_node()
+        if port.names:
+            names.append(port.get_any_name())
+        elif node.get_type_name() == "Result":
+            names.append(node.input_value(0).get_node().get_friendly_name())
+        else:
+            names.append(node.get_friendly_name())
+    return names if len(set(names)) == len(names) else [f"{name}_{i}" for i, name in enumerate(names)]
+
+
+def _spec(port: Any, name: str) -> dict[str, Any]:
+    shape = [dim.get_length() if dim.is_static else None for dim in port.get_partial_shape()]
+    kind = port.get_element_type()
+    dtype = "str" if kind.get_type_name() == "string" else np.dtype(kind.to_dtype()).name
+    return {"name": name, "shape": shape, "dtype": dtype}
+
+
+def _type_name(kind: Any) -> str:
+    return kind.get_type_name() if hasattr(kind, "get_type_name") else str(kind)
+
+
+def _one_by_one(session: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a batch through a model made for one sample: outputs have the samples on their first axis."""
+    count = next(iter(feeds.values())).shape[0]
+    if count == 0 or any(array.shape[0] != count for array in feeds.values()):
+        raise ValueError(f"inputs differ in their number of samples: {[a.shape[0] for a in feeds.values()]}")
+    rows = [session.run({k: a[i : i + 1] for k, a in feeds.items()}) for i in range(count)]
+    joined = {}
+    for name in rows[0]:
+        parts = [row[name] for row in rows]
+        is_batched = parts[0].ndim > 0 and parts[0].shape[0] == 1
+        joined[name] = np.concatenate(parts) if is_batched else np.stack(parts)
+    return joined
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__

@@ -1,0 +1,129 @@
+"""The samples of a run: calibration, evaluation and training feeds, and what is doubtful about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepton_edge import stages
+from lepton_edge.device import Device, load_devices
+from lepton_edge.errors import LeptonError, UsageError, did_you_mean
+from lepton_edge.feeds import Feed, open_data, write_feed
+from lepton_edge.ports import Port, Ports
+from lepton_edge.preprocess import Preprocess, from_dict
+from lepton_edge.recipe import Recipe
+from lepton_edge.stages import Road, Source
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """The feeds of a run; ``evaluation`` is always there."""
+
+    evaluation: Feed
+    calibration: Feed | None
+    training: Feed | None
+    preprocess: Preprocess
+    warnings: tuple[str, ...] = ()
+
+    def by_verb(self) -> dict[str, Feed]:
+        """Which samples a pass of a verb works on."""
+        given = {"quantize": self.calibration, "prune": self.training}
+        return {verb: feed for verb, feed in given.items() if feed is not None}
+
+    def labels(self) -> Any | None:
+        """The labels of the evaluation samples: int64 [count], or None."""
+        import numpy as np
+
+        if not self.evaluation.labels:
+            return None
+        return np.load(self.evaluation.folder / "y.npy", allow_pickle=False)
+
+
+def open_feeds(road: Road, source: Source, recipe: Recipe, *, seeded: bool = False) -> Feeds:
+    """Read the recipe's data for the inputs of ``source``.
+
+    ``seeded``: where no data is given, make up seeded random samples instead of raising LeptonError.
+    """
+    data, preprocess = recipe.data, from_dict(recipe.preprocess)
+    if not (data.calibration or data.evaluation):
+        if not seeded:
+            raise LeptonError(
+                "no samples were given",
+                "name a .npz, .npy or image folder with --data (and one with labels the calibration has not seen with --eval)",
+            )
+        feed = stages.seeded_feed(source.inputs, road.folder("seeded"), seed=road.seed)
+        return Feeds(feed, None, None, preprocess, ("checked on seeded random inputs, for no data were given",))
+    warnings: list[str] = []
+
+    def read(path: str, limit: int | None, role: str) -> Feed:
+        opened = open_data(Path(path), source.inputs, preprocess, limit=limit, role=role)
+        road.progress.stage(f"reading {role} samples from {Path(path).name}")
+        feed = write_feed(opened, road.folder(role) / "feed", road.progress.update)
+        warnings.extend(f"{role} data: {note}" for note in opened.notes)
+        return feed
+
+    calibration = read(data.calibration, data.samples, "calibration") if data.calibration else None
+    if data.evaluation:
+        evaluation = read(data.evaluation, data.evaluation_samples, "evaluation")
+        if calibration and calibration.sha256 == evaluation.sha256:
+            warnings.append("calibration and evaluation samples are the same: the accuracy is not that on unseen data")
+    else:
+        assert data.calibration is not None
+        # Everything that was given, not only the part that calibrates.
+        evaluation = read(data.calibration, data.evaluation_samples, "evaluation")
+        warnings.append("measured on the calibration samples, which the quantizer has seen: give unseen ones with --eval")
+    training = read(data.training, None, "training") if data.training else None
+    if len(evaluation.inputs) and evaluation.count < 100:
+        warnings.append(f"only {evaluation.count} evaluation samples: differences of a few points are within the noise")
+    return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))
+
+
+def device(name: str) -> Device:
+    """The device of that name. Raises UsageError for an unknown one."""
+    known = load_devices()
+    if name not in known:
+        raise UsageError(f"unknown device '{name}'", did_you_mean(name, sorted(known)))
+    return known[name]
+
+
+def match(first: Source, second: Source) -> tuple[Ports, Ports]:
+    """How the signature of ``second`` goes with that of ``first``: names, else order; layouts from the shapes.
+
+    Raises LeptonError naming what does not fit.
+    """
+    sides = ((first.inputs, second.inputs, "inputs"), (first.outputs, second.outputs, "outputs"))
+    inputs, outputs = (_match(a, b, f"{second.art.path.name}: its {what}") for a, b, what in sides)
+    return inputs, outputs
+
+
+def _match(ours: Sequence[dict], theirs: Sequence[dict], what: str) -> Ports:
+    if len(ours) != len(theirs):
+        raise LeptonError(f"{what} are {len(theirs)} where the first model has {len(ours)}", "compare models of one task")
+    by_name = {s["name"]: s for s in ours}
+    named = set(by_name) == {s["name"] for s in theirs}
+    ports = []
+    for k, spec in enumerate(theirs):
+        mate = by_name[spec["name"]] if named else ours[k]
+        perm = _layout(mate["shape"], spec["shape"])
+        if perm == ():
+            raise LeptonError(f"{what}: '{spec['name']}' {spec['shape']} does not fit '{mate['name']}' {mate['shape']}")
+        ports.append(Port(spec["name"], mate["name"], perm))
+    return tuple(ports)
+
+
+def _layout(a: Sequence[int | None], b: Sequence[int | None]) -> tuple[int, ...] | None:
+    """The permutation that brings shape ``a`` to ``b``: None when none is needed, () when there is none."""
+
+    def fits(x: Sequence[int | None], y: Sequence[int | None]) -> bool:
+        # The first axis is the batch: free in one model, fixed in the other.
+        return len(x) == len(y) and all(p == q or p is None or q is None for p, q in zip(x[1:], y[1:], strict=True))
+
+    if fits(a, b):
+        return None
+    for perm in ((0, 2, 3, 1), (0, 3, 1, 2)):
+        if len(a) == 4 and fits([a[i] for i in perm], b):
+            return perm
+    sizes = [[d for d in x if d not in (None, 1)] for x in (a, b)]
+    return None if sizes[0] == sizes[1] else ()

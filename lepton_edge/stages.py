@@ -1,0 +1,246 @@
+"""The stages that the commands are made of: apply a step, run a model, hold it against its source."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lepton_edge import ports as wiring
+from lepton_edge import registry, store, verify
+from lepton_edge.artifact import SUFFIX, Artifact, open_artifact
+from lepton_edge.errors import LeptonError
+from lepton_edge.feeds import Feed, adapt_feed
+from lepton_edge.launch import Workers, python_path
+from lepton_edge.ports import Ports
+from lepton_edge.progress import Silent
+from lepton_edge.registry import Runtime, Step
+
+
+@dataclass(frozen=True)
+class Road:
+    """What every stage of one command shares: its workers, a scratch folder and the progress display."""
+
+    workers: Workers
+    scratch: Path
+    progress: Silent
+    seed: int = 0
+
+    def folder(self, name: str) -> Path:
+        """A new, empty folder in the scratch folder."""
+        n = 0
+        while True:
+            place = self.scratch / f"{name}-{n}"
+            if not place.exists():
+                place.mkdir(parents=True)
+                return place
+            n += 1
+
+
+@contextmanager
+def road(near: Path, progress: Silent, seed: int = 0) -> Iterator[Road]:
+    """Open a road whose scratch folder is on the file system of ``near``; workers and scratch end with it."""
+    with store.aside(near) as scratch, Workers() as workers, progress:
+        yield Road(workers, scratch, progress, seed)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An artefact with its wiring to the source model, and the steps that made it."""
+
+    art: Artifact
+    inputs: Ports
+    outputs: Ports
+    verbs: tuple[str, ...] = ()
+    steps: tuple[dict, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that everything is held against, in the runtime of its own format."""
+
+    art: Artifact
+    runtime: Runtime
+    inputs: list[dict]
+    outputs: list[dict]
+    info: dict
+
+    def model(self) -> Model:
+        """The source as the start of a sequence of steps."""
+        return Model(self.art, wiring.identity(self.inputs), wiring.identity(self.outputs))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to all the samples of a feed: arrays [count, ...] by output name."""
+
+    outputs: dict[str, Any]
+    wiring: Ports
+    info: dict
+    feed: Feed
+    specs: tuple[list[dict], list[dict]] = field(default=([], []))
+
+
+def load_source(road: Road, path: Path, *, runtime: str | None = None) -> Source:
+    """Recognise a model and load it in the runtime of its format, to learn its inputs and outputs."""
+    art = open_artifact(path)
+    chosen = registry.runtime_for(art.format, runtime)
+    road.progress.stage(f"loading {path.name} ({art.format}) in {chosen.name}")
+    loaded = _load(road, f"loading {path.name} in {chosen.name}", chosen, art)
+    return Source(art, chosen, loaded["inputs"], loaded["outputs"], loaded["info"])
+
+
+def _load(road: Road, what: str, runtime: Runtime, art: Artifact, options: dict | None = None) -> dict:
+    worker = _worker(road, what, runtime)
+    return worker.call("load", file=python_path(runtime.file), model=python_path(art.path), options=options or {})
+
+
+def _worker(road: Road, what: str, runtime: Runtime):
+    # A runtime has a worker of its own, so that no other framework's libraries or threads are loaded beside it.
+    return road.workers.get(what, environ={**runtime.environ, "LEPTON_EDGE_ROLE": f"runtime {runtime.name}"})
+
+
+def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: Feed | None = None) -> Model:
+    """Run one step on a model, or find its result in the store.
+
+    ``options`` are those of the step that differ from its defaults; ``feed`` holds samples in the source
+    model's names, for a step that takes ``data``. Raises LeptonError when the step fails; nothing is left then.
+    """
+    options = {**{k: v for k, v in step.options.items() if v is not registry.REQUIRED}, **options}
+    named = {k: v for k, v in options.items() if k in step.options and k != "data"}
+    keyed = dict(named)
+    if "data" in step.options:
+        if feed is None:
+            raise LeptonError(f"{step.name} needs samples to work on", "give them with --data")
+        keyed["data"] = [feed.sha256, [p.to_json() for p in model.inputs]]
+    key = store.key(step, model.art, keyed)
+    start, found = time.monotonic(), store.find(key)
+    cached = found is not None
+    if found is None:
+        road.progress.stage(f"{step.summary or step.name} [{step.name}]")
+        registry.require(step.name, step.requires)
+        with store.aside(store.root()) as scratch:
+            file = "model" + SUFFIX[step.target]
+            if "data" in step.options and feed is not None:
+                named["data"] = python_path(_feed_for(road, model, feed).folder)
+            worker = road.workers.get(step.name, environ=step.environ)
+            result = worker.call(
+                "step",
+                road.progress.update,
+                file=python_path(step.file),
+                src=python_path(model.art.path),
+                dst=str(scratch / file),
+                options=named,
+            )
+            if not (scratch / file).exists():
+                raise LeptonError(f"{step.name} reported success and wrote no file", "this is a defect of the step")
+            found = store.publish(key, scratch, file, result)
+    art, result = found
+    if art.format != step.target:
+        raise LeptonError(f"{step.name} wrote a file that is {art.format}, not {step.target}", "this is a defect of the step")
+    record = {
+        "step": step.name,
+        "seconds": round(time.monotonic() - start, 3),
+        "cached": cached,
+        "options": {k: v for k, v in named.items() if k != "data"},
+        "notes": result.get("notes", []),
+    }
+    facts = {k: v for k, v in result.items() if k not in ("inputs", "outputs", "notes", "file", "sha256")}
+    return Model(
+        art,
+        wiring.after(model.inputs, result.get("inputs")),
+        wiring.after(model.outputs, result.get("outputs")),
+        model.verbs if step.verb == "convert" else (*model.verbs, step.verb),
+        (*model.steps, {**record, **({"result": facts} if facts else {})}),
+    )
+
+
+def apply_all(road: Road, model: Model, steps: Sequence[Step], options: dict[str, dict], feeds: dict[str, Feed]) -> Model:
+    """Run ``steps`` in order; ``options`` and ``feeds`` are by verb."""
+    for step in steps:
+        chosen = {k: v for k, v in options.get(step.verb, {}).items() if k in step.options}
+        if "seed" in step.options:
+            chosen.setdefault("seed", road.seed)
+        model = apply(road, model, step, chosen, feeds.get(step.verb))
+    return model
+
+
+def _feed_for(road: Road, model: Model, feed: Feed, specs: list[dict] | None = None) -> Feed:
+    """The feed under the names and in the layout of ``model``'s own inputs."""
+    if specs is None:
+        runtime = registry.runtime_for(model.art.format)
+        specs = _load(road, f"loading {model.art.path.name}", runtime, model.art)["inputs"]
+    inputs = wiring.resolve(model.inputs, specs, f"the inputs of the {model.art.format} model")
+    return adapt_feed(feed, [p.to_json() for p in inputs], road.folder("feed"))
+
+
+def answers(
+    road: Road, model: Model, feed: Feed, *, runtime: Runtime | None = None, options: dict | None = None, what: str = ""
+) -> Answers:
+    """Run every sample of ``feed`` (in the source model's names) through ``model``, batch 1."""
+    runtime = runtime or registry.runtime_for(model.art.format)
+    what = what or f"running the {model.art.format} model in {runtime.name}"
+    loaded = _load(road, what, runtime, model.art, options)
+    outputs = wiring.resolve(model.outputs, loaded["outputs"], f"the outputs of the {model.art.format} model")
+    own = _feed_for(road, model, feed, loaded["inputs"])
+    out = road.folder("outputs")
+    worker = _worker(road, what, runtime)
+    done = worker.call("predict", road.progress.update, feed=python_path(own.folder), out=python_path(out))
+    arrays = verify.open_outputs(out, done["outputs"])
+    return Answers(arrays, outputs, loaded["info"], own, (loaded["inputs"], loaded["outputs"]))
+
+
+def reference(road: Road, source: Source, feed: Feed) -> Answers:
+    """The source model's own answers."""
+    road.progress.stage(f"running the source model in {source.runtime.name} on {feed.count} samples")
+    return answers(road, source.model(), feed, runtime=source.runtime)
+
+
+def judge(reference: Answers, candidate: Answers, labels: Any | None) -> dict:
+    """Parity with the reference, and accuracy with its drop in points where there are labels."""
+    figures: dict[str, Any] = {
+        "parity": verify.parity(reference.outputs, candidate.outputs, candidate.wiring),
+        "accuracy": None,
+        "drop_points": None,
+    }
+    if labels is not None:
+        # Scores are looked for in the source model's order of outputs, so that both read the same one.
+        by_source = {p.source: candidate.outputs[p.name] for p in candidate.wiring}
+        got = verify.accuracy({n: by_source[n] for n in reference.outputs if n in by_source}, labels)
+        base = verify.accuracy(reference.outputs, labels)
+        if got and base:
+            figures |= {"accuracy": got, "drop_points": 100 * (base["top1"] - got["top1"])}
+    return figures
+
+
+def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) -> Feed:
+    """Seeded random samples for a model without data: normal for floats, 0 or 1 for integers and booleans.
+
+    Raises LeptonError when an input has a free dimension besides its batch.
+    """
+    import numpy as np
+
+    from lepton_edge.feeds import feed_from_arrays
+
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for spec in specs:
+        shape = spec["shape"][1:]
+        if any(not isinstance(d, int) or d < 1 for d in shape):
+            raise LeptonError(
+                f"input '{spec['name']}' has free dimensions {json.dumps(spec['shape'])}, so no sample can be made up",
+                "give real samples with --data",
+            )
+        dtype = np.dtype(spec["dtype"])
+        drawn = rng.standard_normal((count, *shape)) if dtype.kind == "f" else rng.integers(0, 2, (count, *shape))
+        arrays[spec["name"]] = drawn.astype(dtype)
+    return feed_from_arrays(arrays, None, folder, source="seeded random samples")
+
+
+def moved(model: Model, art: Artifact) -> Model:
+    """The same model at another place."""
+    return replace(model, art=art)

@@ -1,0 +1,183 @@
+"""Runs a written file against ONNX Runtime: same seeded input, outputs compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lepton_edge.errors import LeptonError
+from lepton_edge.tflite_writer.layout import Perm, store
+
+Feeds = dict[str, np.ndarray]
+
+
+def seeded_inputs(specs: dict[str, tuple[tuple[int, ...], np.dtype]], seed: int = 0) -> Iterator[Feeds]:
+    """Feeds to try in turn: normal noise, then [0, 1) (logs and roots), with large, small and zero integers."""
+    for k, (high, positive) in enumerate(((100, False), (2, False), (100, True), (2, True), (1, True))):
+        rng = np.random.default_rng(seed + k)
+        yield {name: _draw(rng, shape, dtype, high, positive) for name, (shape, dtype) in specs.items()}
+
+
+def _draw(rng: Any, shape: tuple[int, ...], dtype: np.dtype, high: int, positive: bool) -> np.ndarray:
+    if dtype.kind == "f":
+        return (rng.random(shape) if positive else rng.standard_normal(shape)).astype(dtype)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    if dtype.kind not in "iu":
+        raise LeptonError(f"an input of type {dtype} cannot be fed", hint="TFLite inputs are numbers or booleans")
+    return rng.integers(0, high, shape).astype(dtype)
+
+
+def session(model: Any) -> Any:
+    """An ONNX Runtime session of a ModelProto without optimisations, one thread."""
+    import tempfile
+    from pathlib import Path
+
+    import onnxruntime as ort
+
+    from lepton_edge.tflite_writer.load import save
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        path = Path(folder) / "m.onnx"
+        save(model, path)
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def reference(model: Any, feeds: Feeds, names: list[str]) -> Feeds:
+    """The named outputs as ONNX Runtime computes them; tries gentler integers where it refuses the first."""
+    run = session(model)
+    specs = {k: (v.shape, v.dtype) for k, v in feeds.items()}
+    failure: Exception | None = None
+    for trial in [feeds, *seeded_inputs(specs, seed=1)]:
+        try:
+            return dict(zip(names, run.run(names, trial), strict=True))
+        except Exception as error:  # ONNX Runtime's errors share no public base
+            failure = error
+    text = " ".join(str(failure).split())[:300]
+    raise LeptonError(f"ONNX Runtime cannot run the model: {text}", hint="check the ONNX file first") from failure
+
+
+def interpreter(data: bytes) -> Any:
+    """An allocated LiteRT interpreter of the file's bytes; LeptonError says what it objects to."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        made = Interpreter(model_content=data, num_threads=1)
+        made.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise LeptonError(f"LiteRT does not load the converted model: {text}", hint="please report the model") from error
+    return made
+
+
+def run_tflite(made: Any, feeds: Feeds) -> Feeds:
+    """Outputs by signature name; inputs by signature name, in the file's own layout."""
+    made.reset_all_variables()
+    return made.get_signature_runner("serving_default")(**feeds)
+
+
+def compare(want: np.ndarray, got: np.ndarray) -> dict[str, float]:
+    """max_abs, cosine and SQNR (dB, 300 where exact) over the elements that are finite in the reference."""
+    if want.dtype.kind in "biu":
+        differing = float(np.mean(want != got)) if want.size else 0.0
+        return {"max_abs": differing, "cosine": 1.0 - differing, "sqnr_db": 300.0 if differing == 0 else 0.0}
+    same = np.array_equal(np.isnan(want), np.isnan(got)) and np.array_equal(
+        np.where(np.isinf(want), want, 0), np.where(np.isinf(got), got, 0)
+    )
+    finite = np.isfinite(want) & np.isfinite(got)
+    a, b = want[finite].astype(np.float64), got[finite].astype(np.float64)
+    if not same:
+        return {"max_abs": float("inf"), "cosine": 0.0, "sqnr_db": float("-inf")}
+    power, noise = float(a @ a), float((a - b) @ (a - b))
+    norm = float(np.sqrt(power * (b @ b)))
+    return {
+        "max_abs": float(np.abs(a - b).max(initial=0.0)),
+        "cosine": float(a @ b) / norm if norm else float(noise == 0),
+        "sqnr_db": 300.0 if noise == 0 else 10 * float(np.log10(max(power, 1e-300) / noise)),
+    }
+
+
+def _close(want: np.ndarray, figures: dict[str, float], limit_db: float) -> bool:
+    if want.dtype.kind in "biu":
+        return figures["cosine"] >= 0.99 or want.size == 0
+    finite = want[np.isfinite(want)]
+    scale = float(np.abs(finite).max(initial=0.0))
+    tiny = figures["max_abs"] <= 2e-6 * max(1.0, scale)
+    return figures["sqnr_db"] >= limit_db or tiny
+
+
+def verify(
+    data: bytes,
+    model: Any,
+    inputs: dict[str, tuple[str, Perm | None, np.dtype]],
+    outputs: dict[str, tuple[str, Perm | None]],
+    limit_db: float,
+) -> dict[str, Any]:
+    """Compares file and model; both dicts map tflite name -> (onnx name, perm[, onnx dtype]).
+
+    Raises LeptonError where an output's SQNR is under `limit_db`; returns the worst figures.
+    """
+    made = interpreter(data)
+    details = made.get_signature_runner("serving_default").get_input_details()
+    names = [source for source, _ in outputs.values()]
+    specs = {}
+    for name, (source, perm, dtype) in inputs.items():
+        shape = tuple(int(d) for d in details[name]["shape"]) if name in details else ()
+        specs[source] = (_undo(shape, perm), dtype)
+    run, failure = session(model), "no trial"
+    for feeds in seeded_inputs(specs):
+        try:
+            wanted = dict(zip(names, run.run(names, feeds), strict=True))
+        except Exception as error:  # ONNX Runtime's errors share no public base: gentler integers come next
+            failure = " ".join(str(error).split())[:200]
+            continue
+        if any(v.dtype.kind == "f" and not np.isfinite(v).all() for v in wanted.values()):
+            failure = "the outputs are not finite"
+            kept = feeds, wanted
+            continue
+        kept = feeds, wanted
+        break
+    else:
+        if "kept" not in locals():
+            raise LeptonError(f"ONNX Runtime cannot run the model: {failure}", hint="check the ONNX file first")
+    feeds, wanted = kept
+    given = {}
+    for name, (source, perm, _) in inputs.items():
+        if name in details:
+            value = feeds[source] if perm is None else store(feeds[source], perm)
+            given[name] = value.astype(details[name]["dtype"])
+    try:
+        got = run_tflite(made, given)
+    except (ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise LeptonError(f"LiteRT does not run the converted model: {text}", hint="please report the model") from error
+    worst: dict[str, Any] = {"sqnr_db": 300.0, "max_abs": 0.0, "cosine": 1.0}
+    for name, (source, perm) in outputs.items():
+        want = wanted[source] if perm is None else store(wanted[source], perm)
+        if got[name].shape != want.shape:
+            raise LeptonError(f"output '{name}' has shape {got[name].shape} instead of {want.shape}", hint="please report it")
+        figures = compare(want, got[name])
+        if not _close(want, figures, limit_db):
+            raise LeptonError(
+                f"the converted model disagrees with ONNX Runtime at output '{name}': "
+                f"SQNR {figures['sqnr_db']:.1f} dB, max error {figures['max_abs']:.3g}",
+                hint="nothing was written; please report the model",
+            )
+        worst["sqnr_db"] = min(worst["sqnr_db"], figures["sqnr_db"])
+        worst["cosine"] = min(worst["cosine"], figures["cosine"])
+        worst["max_abs"] = max(worst["max_abs"], figures["max_abs"])
+    return worst
+
+
+def _undo(shape: tuple[int, ...], perm: Perm | None) -> tuple[int, ...]:
+    if perm is None:
+        return shape
+    logical = [0] * len(shape)
+    for k, axis in enumerate(perm):
+        logical[axis] = shape[k]
+    return tuple(logical)

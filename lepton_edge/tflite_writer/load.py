@@ -1,0 +1,239 @@
+"""From an ONNX file to a static `Graph`.
+
+1. parse (a bad file is named as such), 2. fix free dimensions, 3. let ONNX Runtime optimise at its basic level
+(constant folding, Conv + BatchNormalization, dead code), 4. know every shape: inference first, and where that
+leaves a hole, one run on seeded input.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lepton_edge.errors import LeptonError
+from lepton_edge.tflite_writer.graph import Graph, Node
+
+_NARROW = {"float64": "float32", "float16": "float32", "bfloat16": "float32"}
+
+
+def read(path: str) -> Any:
+    """The ModelProto of a file (external data included); LeptonError when it isn't one."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not Path(path).is_file():
+        raise LeptonError(f"no such ONNX file: {path}", hint="check the path")
+    try:
+        model = onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise LeptonError(f"{Path(path).name} is not a readable ONNX file: {text}", hint="export it again") from error
+    if not model.graph.node or not model.opset_import:
+        raise LeptonError(
+            f"{Path(path).name} is not an ONNX model, or an empty or truncated one", hint="export it again"
+        )
+    return model
+
+
+def parse_shapes(text: str) -> dict[str, list[int]]:
+    """'x=1,3,224,224;y=1,10' -> {'x': [1, 3, 224, 224], 'y': [1, 10]}; a lone '1,3,224,224' has the key ''."""
+    shapes: dict[str, list[int]] = {}
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        name, _, dims = part.rpartition("=")
+        try:
+            shapes[name.strip()] = [int(d) for d in dims.replace("x", ",").split(",")]
+        except ValueError as error:
+            raise LeptonError(
+                f"input_shapes: cannot read '{part}'", hint="write NAME=1,3,224,224, several divided by ';'"
+            ) from error
+    return shapes
+
+
+def fix_inputs(model: Any, input_shapes: str = "") -> list[str]:
+    """Makes every input static in place: given shapes first, then 1 for the batch. Returns the input names."""
+    held = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in held]
+    wanted = parse_shapes(input_shapes)
+    if "" in wanted and len(inputs) == 1:
+        wanted[inputs[0].name] = wanted.pop("")
+    unknown = set(wanted) - {i.name for i in inputs}
+    if unknown:
+        raise LeptonError(
+            f"input_shapes names {sorted(unknown)}, which the model doesn't have",
+            hint=f"inputs: {', '.join(i.name for i in inputs)}",
+        )
+    symbols, free, changed = {}, [], False
+    for item in inputs:
+        if not item.type.HasField("tensor_type"):
+            raise LeptonError(f"input '{item.name}' is not a tensor", hint="TFLite takes tensors only")
+        dims = item.type.tensor_type.shape.dim
+        given = wanted.get(item.name)
+        if given is None and not item.type.tensor_type.HasField("shape"):
+            free.append(f"{item.name}: no shape")
+            continue
+        if given is not None and not item.type.tensor_type.HasField("shape"):
+            dims.extend(type(dims.add())() for _ in given[1:])
+        if given is not None and len(given) != len(dims):
+            raise LeptonError(f"input_shapes: '{item.name}' has {len(dims)} axes, {len(given)} given", hint="")
+        for axis, dim in enumerate(dims):
+            static = dim.WhichOneof("value") == "dim_value" and dim.dim_value > 0
+            if given is not None:
+                if static and dim.dim_value != given[axis] and axis:
+                    raise LeptonError(
+                        f"input '{item.name}' axis {axis} is {dim.dim_value} in the model, not {given[axis]}",
+                        hint="only free axes can be set",
+                    )
+                if dim.dim_param:
+                    symbols[dim.dim_param] = given[axis]
+                dim.dim_value, changed = given[axis], True
+            elif not static and axis == 0:
+                if dim.dim_param:
+                    symbols.setdefault(dim.dim_param, 1)
+                dim.dim_value, changed = symbols.get(dim.dim_param, 1), True
+    for item in inputs:
+        for axis, dim in enumerate(item.type.tensor_type.shape.dim):
+            if dim.WhichOneof("value") == "dim_value" and dim.dim_value > 0:
+                continue
+            if dim.dim_param in symbols:
+                dim.dim_value, changed = symbols[dim.dim_param], True
+            else:
+                free.append(f"{item.name}: axis {axis} ({dim.dim_param or '?'})")
+    if free:
+        raise LeptonError(
+            f"TFLite files have static shapes, and these input axes are free: {', '.join(free)}",
+            hint="set input_shapes, for example 'x=1,3,224,224'",
+        )
+    if changed:
+        del model.graph.value_info[:]
+        for out in model.graph.output:
+            if out.type.HasField("tensor_type"):
+                out.type.tensor_type.ClearField("shape")
+    return [i.name for i in inputs]
+
+
+def optimise(model: Any) -> Any:
+    """The model after ONNX Runtime's basic optimisations, as a ModelProto."""
+    import onnx
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
+        save(model, source)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(target)
+        options.log_severity_level, options.intra_op_num_threads = 4, 1
+        try:
+            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # every failure of ONNX Runtime has a class of its own, with no public base
+            text = " ".join(str(error).split())[:300]
+            raise LeptonError(
+                f"ONNX Runtime does not accept the model: {text}", hint="check it with onnx.checker, or export it again"
+            ) from error
+        return onnx.load(str(target))
+
+
+def save(model: Any, path: Path) -> None:
+    """Writes a ModelProto, its weights in a file beside it where it is too large for one."""
+    import onnx
+
+    large = model.ByteSize() > 1_800_000_000
+    onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+
+
+def to_graph(model: Any) -> Graph:
+    """A `Graph` of a static, optimised model; 16- and 64-bit floats become float32."""
+    import onnx
+    from onnx import numpy_helper
+
+    g = model.graph
+    consts = {i.name: narrow(numpy_helper.to_array(i)) for i in g.initializer}
+    nodes = []
+    for k, proto in enumerate(g.node):
+        attrs = {a.name: attribute(a) for a in proto.attribute}
+        op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+        if op == "Constant" and "value" in attrs and isinstance(attrs["value"], np.ndarray):
+            consts[proto.output[0]] = narrow(attrs["value"])
+            continue
+        nodes.append(Node(op, proto.name or f"{op}_{k}", list(proto.input), list(proto.output), attrs))
+    if g.sparse_initializer:
+        raise LeptonError("the model holds sparse initializers", hint="export it with dense weights")
+    domains = {d.domain: d.version for d in model.opset_import}
+    shapes = {k: tuple(v.shape) for k, v in consts.items()}
+    dtypes = {k: v.dtype for k, v in consts.items()}
+    inputs = [i.name for i in g.input if i.name not in consts]
+    outputs = [o.name for o in g.output]
+    graph = Graph(nodes, inputs, outputs, consts, shapes, dtypes, domains.get("", domains.get("ai.onnx", 1)), domains)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        inferred = g
+    for item in [*g.input, *inferred.value_info, *inferred.output, *g.value_info, *g.output]:
+        _learn(graph, item)
+    _observe(graph, model)
+    return graph
+
+
+def _learn(graph: Graph, item: Any) -> None:
+    """Takes a ValueInfo's type and, when it is static, its shape."""
+    import onnx
+
+    kind = item.type.tensor_type
+    if not item.type.HasField("tensor_type") or not kind.elem_type:
+        return
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    graph.dtypes.setdefault(item.name, np.dtype(_NARROW.get(np.dtype(dtype).name, np.dtype(dtype))))
+    if kind.HasField("shape") and all(d.WhichOneof("value") == "dim_value" for d in kind.shape.dim):
+        graph.shapes.setdefault(item.name, tuple(d.dim_value for d in kind.shape.dim))
+
+
+def _observe(graph: Graph, model: Any) -> None:
+    """Runs the model once to learn the shapes that inference left open."""
+    import onnx
+
+    from lepton_edge.tflite_writer.check import reference, seeded_inputs
+
+    missing = [n for node in graph.nodes for n in node.outputs if n and n not in graph.shapes]
+    if not missing:
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    present = {o.name for o in probe.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in missing if n not in present)
+    feeds = next(seeded_inputs({n: (graph.shapes[n], input_dtype(model, n)) for n in graph.inputs}))
+    for name, value in reference(probe, feeds, missing).items():
+        if not isinstance(value, np.ndarray):
+            raise LeptonError(f"tensor '{name}' is not a plain tensor", hint="sequences have no TFLite counterpart")
+        graph.shapes[name] = tuple(value.shape)
+        graph.dtypes[name] = narrow(value[:0] if value.ndim else value).dtype
+
+
+def input_dtype(model: Any, name: str) -> np.dtype:
+    """The dtype ONNX declares for an input."""
+    import onnx
+
+    item = next(i for i in model.graph.input if i.name == name)
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
+
+
+def narrow(value: np.ndarray) -> np.ndarray:
+    """float64 and 16-bit floats as float32, everything else as it is."""
+    name = _NARROW.get(value.dtype.name)
+    return value.astype(name) if name else value
+
+
+def attribute(proto: Any) -> Any:
+    """An attribute as int, float, str, list or array; subgraphs stay protos."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    value = helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], bytes):
+        return [v.decode("utf-8", "replace") for v in value]
+    return list(value) if isinstance(value, tuple) else value

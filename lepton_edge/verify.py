@@ -1,0 +1,127 @@
+"""Does an artefact still answer as the source model does? Numbers from the outputs of both, on the same samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lepton_edge.errors import LeptonError
+from lepton_edge.ports import Ports, without_batch
+from lepton_edge.stats import proportion_interval
+
+CHUNK = 64
+
+
+def open_outputs(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The outputs a worker wrote: name to array [count, ...], memory-mapped."""
+    return {n: np.load(folder / f"{k}.npy", mmap_mode="r", allow_pickle=False) for k, n in enumerate(names)}
+
+
+def parity(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray], ports: Ports) -> dict:
+    """Compare each output with the source model's.
+
+    Per output and over all: ``max_abs``; ``cosine`` (mean over samples); ``sqnr_db`` = 10 log10(sum ref^2 /
+    sum (ref - out)^2), None when they are equal; ``agreement`` = share of samples with the same top-1 (for
+    vectors of two or more; None for other outputs). Arrays [count, ...], any real dtype.
+    Raises LeptonError when shapes cannot be matched or an output is not finite.
+    """
+    each = {}
+    for port in ports:
+        each[port.source] = _compare(reference[port.source], outputs[port.name], without_batch(port.perm), port.source)
+    power, noise = math.fsum(e.pop("_power") for e in each.values()), math.fsum(e.pop("_noise") for e in each.values())
+    agreements = [e["agreement"] for e in each.values() if e["agreement"] is not None]
+    return {
+        "kind": "measured",
+        "count": len(next(iter(reference.values()))),
+        "max_abs": max(e["max_abs"] for e in each.values()),
+        "cosine": min(e["cosine"] for e in each.values()),
+        "sqnr_db": _db(power, noise),
+        "agreement": min(agreements) if agreements else None,
+        "outputs": each,
+    }
+
+
+def _compare(ref: np.ndarray, out: np.ndarray, perm: tuple[int, ...] | None, name: str) -> dict:
+    power = noise = cosines = 0.0
+    biggest, same = 0.0, 0
+    count = len(ref)
+    vector = ref.ndim == 2 and ref.shape[1] > 1
+    for at in range(0, count, CHUNK):
+        r = np.asarray(ref[at : at + CHUNK], np.float64)
+        o = np.asarray(out[at : at + CHUNK], np.float64)
+        if perm is not None and o.ndim == len(perm) + 1:
+            o = np.transpose(o, (0, *(int(i) + 1 for i in np.argsort(perm))))
+        if o.size != r.size:
+            raise LeptonError(
+                f"output '{name}' has shape {list(o.shape[1:])} a sample where the source model's has {list(r.shape[1:])}"
+            )
+        if not np.isfinite(o).all():
+            raise LeptonError(f"output '{name}' holds NaN or infinity where the source model's is finite") if np.isfinite(
+                r
+            ).all() else LeptonError(f"the source model's own output '{name}' holds NaN or infinity on this data")
+        r, o = r.reshape(len(r), -1), o.reshape(len(r), -1)
+        diff = r - o
+        power += float((r * r).sum())
+        noise += float((diff * diff).sum())
+        biggest = max(biggest, float(np.abs(diff).max(initial=0.0)))
+        cosines += float(_cosines(r, o).sum())
+        if vector:
+            same += int((r.argmax(1) == o.argmax(1)).sum())
+    return {
+        "max_abs": biggest,
+        "cosine": cosines / count,
+        "sqnr_db": _db(power, noise),
+        "agreement": same / count if vector else None,
+        "_power": power,
+        "_noise": noise,
+    }
+
+
+def _cosines(r: np.ndarray, o: np.ndarray) -> np.ndarray:
+    dot, norms = (r * o).sum(1), np.sqrt((r * r).sum(1) * (o * o).sum(1))
+    both_zero = ~r.any(1) & ~o.any(1)
+    return np.where(both_zero, 1.0, np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0))
+
+
+def _db(power: float, noise: float) -> float | None:
+    if noise == 0:
+        return None
+    return 10 * math.log10(power / noise) if power > 0 else -math.inf
+
+
+def accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> dict | None:
+    """Top-1 and top-5 of the first output that can hold classes, with a 95 % interval; None if no output can.
+
+    A vector of C >= 2 is read as scores of C classes, a single number as the score of class 1 (threshold 0.5 for
+    probabilities, 0 for logits). Raises LeptonError when a label lies outside the classes.
+    """
+    for name, array in outputs.items():
+        flat = array.reshape(len(array), -1) if array.ndim <= 2 or max(array.shape[1:]) == np.prod(array.shape[1:]) else None
+        if flat is None or not flat.shape[1]:
+            continue
+        classes = max(2, flat.shape[1])
+        worst = int(labels.max(initial=0))
+        if worst >= classes:
+            raise LeptonError(
+                f"label {worst} does not fit output '{name}', which has {classes} classes (0..{classes - 1})",
+                "labels count from 0; a model with a background class needs labels moved by one",
+            )
+        if flat.shape[1] == 1:
+            scores = np.asarray(flat[:, 0], np.float64)
+            threshold = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
+            hits, top5 = int(((scores > threshold) == (labels == 1)).sum()), None
+        else:
+            values = np.asarray(flat)
+            hits = int((values.argmax(1) == labels).sum())
+            top5 = _top5(values, labels) if classes > 5 else None
+        low, high = proportion_interval(hits, len(labels))
+        return {"top1": hits / len(labels), "top5": top5, "count": len(labels), "ci95": [low, high]}
+    return None
+
+
+def _top5(values: np.ndarray, labels: np.ndarray) -> float:
+    best = np.argpartition(values, -5, axis=1)[:, -5:]
+    return float((best == labels[:, None]).any(1).mean())
