@@ -1,6 +1,6 @@
 """What Lepton Edge does, a function a command. Each takes plain values and returns plain data; the CLI prints it.
 
-    model ── load ─▶ source ── plan, steps ─▶ candidates ── verify ─▶ ── bench ─▶ choose ─▶ report + bundle
+model ── load ─▶ source ── plan, steps ─▶ candidates ── verify ─▶ ── bench ─▶ choose ─▶ report + bundle
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from lepton_edge import bench as timing
 from lepton_edge import candidates, record, registry, rundir, samples, stages
-from lepton_edge.artifact import SUFFIX, copy_artifact, detect, open_artifact
+from lepton_edge.artifact import copy_artifact, detect, open_artifact, suffix
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.plan import plan
 from lepton_edge.progress import Silent
@@ -31,9 +31,13 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     detect(model)
     device = samples.device(recipe.compress.device)
     formats = targets(recipe.compress.to or device.formats or TARGETS)
-    with rundir.publishing(out) as folder, stages.road(folder, progress or Silent(), recipe.compress.seed) as road:
+    with (
+        rundir.publishing(out) as folder,
+        stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
+    ):
         source = stages.load_source(road, model)
-        feeds = samples.open_feeds(road, source, recipe)
+        verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
+        feeds = samples.open_feeds(road, source, recipe, verbs)
         reference = stages.reference(road, source, feeds.evaluation)
         made = candidates.make(road, source, formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
@@ -64,7 +68,7 @@ def convert(
     """
     (target,) = targets((target,))
     art = open_artifact(model)
-    out = out or Path(f"{model.stem}{'.' + record.scheme(verbs) if verbs else ''}{SUFFIX[target]}")
+    out = out or Path(f"{model.stem}{'.' + record.scheme(verbs) if verbs else ''}{suffix(target)}")
     if out.resolve() == model.resolve():
         raise UsageError(f"{out}: the output would overwrite the model itself", "choose another file with --out")
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
@@ -72,7 +76,7 @@ def convert(
         if not steps:
             raise UsageError(f"{model}: is {target} already", "choose another format with --to")
         source = stages.load_source(road, model)
-        feeds = samples.open_feeds(road, source, recipe, seeded=not verbs)
+        feeds = samples.open_feeds(road, source, recipe, verbs, seeded=not verbs)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
         result = stages.apply_all(road, source.model(), steps, options, feeds.by_verb())
         reference = stages.reference(road, source, feeds.evaluation)
@@ -95,14 +99,18 @@ def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, pro
     return _with_verb("prune", model, target, out, recipe, progress)
 
 
-def _with_verb(verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None) -> dict:
+def _with_verb(
+    verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None
+) -> dict:
     format_ = detect(model)
     own = {s.source for s in registry.steps() if s.verb == verb}
     if target is None and format_ not in own:
         after = {s.target for s in registry.steps() if s.verb == "convert" and s.source == format_} & own
         target = "tflite" if "tflite" in after and verb == "quantize" else min(after, default=None)
         if target is None:
-            raise LeptonError(f"{model}: {verb} does not work on {format_} models", f"it works on: {', '.join(sorted(own))}")
+            raise LeptonError(
+                f"{model}: {verb} does not work on {format_} models", f"it works on: {', '.join(sorted(own))}"
+            )
     return convert(model, target or format_, out, recipe, progress, verbs=(verb,))
 
 
@@ -122,7 +130,9 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
         got = stages.reference(road, source, feeds.evaluation)
         figures = verify.accuracy(got.outputs, labels)
         if figures is None:
-            raise LeptonError(f"{model}: no output can be read as scores of classes", "accuracy needs a vector of scores")
+            raise LeptonError(
+                f"{model}: no output can be read as scores of classes", "accuracy needs a vector of scores"
+            )
     return {
         "model": model.name,
         "format": source.art.format,
@@ -135,7 +145,9 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
     }
 
 
-def bench(models: Sequence[Path], recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None) -> dict:
+def bench(
+    models: Sequence[Path], recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None
+) -> dict:
     """Latency of one or more models on this machine, interleaved; the ratio of each to the first."""
     with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
         entrants, arts = [], {}
@@ -202,7 +214,13 @@ def inspect(model: Path, progress: Silent | None = None) -> dict:
     art = open_artifact(model)
     with stages.road(_scratch(), progress or Silent()) as road:
         facts = record.inspect_model(road, art)
-    return {"name": model.name, "format": art.format, "sha256": art.sha256, "size_bytes": art.size_bytes, **facts}
+    return {
+        "name": model.name,
+        "format": art.format,
+        "sha256": art.sha256,
+        "size_bytes": art.size_bytes,
+        **facts,
+    }
 
 
 def targets(names: Sequence[str]) -> tuple[str, ...]:

@@ -63,7 +63,10 @@ def measure(
             worker = stack.enter_context(Worker(f"timing {e.name} in {e.runtime.name}", environ=e.runtime.environ))
             try:
                 loaded = worker.call(
-                    "load", file=python_path(e.runtime.file), model=python_path(e.model), options={**e.options, "threads": threads}
+                    "load",
+                    file=python_path(e.runtime.file),
+                    model=python_path(e.model),
+                    options={**e.options, "threads": threads},
                 )
                 started = worker.call("bench_start", feed=python_path(e.feed), keep=KEEP, warmup_s=WARMUP_S)
                 ready[e.name] = (worker, loaded, started)
@@ -78,7 +81,10 @@ def measure(
                 say(r, rounds, f"round {r + 1} of {rounds}: {name}")
                 try:
                     answer = ready[name][0].call(
-                        "bench_round", seconds=seconds / rounds, minimum=MINIMUM, maximum=max(MINIMUM, MAXIMUM // rounds)
+                        "bench_round",
+                        seconds=seconds / rounds,
+                        minimum=MINIMUM,
+                        maximum=max(MINIMUM, MAXIMUM // rounds),
                     )
                     samples[name].append(answer["ns"])
                 except LeptonError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench, registry, stages
-from lepton_edge.artifact import SUFFIX, copy_artifact
+from lepton_edge.artifact import copy_artifact, suffix
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed
 from lepton_edge.plan import plan
@@ -65,7 +65,7 @@ def settle(made: Sequence[Candidate], folder: Path, stem: str) -> list[Candidate
     settled = []
     for c in made:
         if c.model is not None:
-            art = copy_artifact(c.model.art, folder / f"{stem}.{c.scheme}{SUFFIX[c.format]}")
+            art = copy_artifact(c.model.art, folder / f"{stem}.{c.scheme}{suffix(c.format)}")
             c = replace(c, model=stages.moved(c.model, art))
         settled.append(c)
     return settled

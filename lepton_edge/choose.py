@@ -12,7 +12,11 @@ from collections.abc import Sequence
 
 
 def choose(
-    candidates: Sequence[dict], *, max_drop: float, max_size: int | None = None, max_latency: float | None = None
+    candidates: Sequence[dict],
+    *,
+    max_drop: float,
+    max_size: int | None = None,
+    max_latency: float | None = None,
 ) -> tuple[str | None, dict[str, str], set[str]]:
     """Pick from candidates in the form of run.json.
 

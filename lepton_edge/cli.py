@@ -16,17 +16,20 @@ app = typer.Typer(
     name="lepton-edge",
     help="Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX and OpenVINO, verify and measure.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    # Plain help: typer's rich help imports a Markdown engine and more, three times what the whole command costs.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-devices_app = typer.Typer(help="The devices that models are made for.", no_args_is_help=True)
+devices_app = typer.Typer(help="The devices that models are made for.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(devices_app, name="devices")
 
 ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2 or .tflite.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write the model.")]
 ToOne = Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="Target format: tflite, onnx or openvino.")]
-RuntimeOpt = Annotated[str | None, typer.Option("--runtime", metavar="NAME", help="Another runtime than the format's own.")]
+RuntimeOpt = Annotated[
+    str | None, typer.Option("--runtime", metavar="NAME", help="Another runtime than the format's own.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -37,7 +40,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -45,12 +50,17 @@ def _root(
 @command(app, DATA, TRAIN, DROP, BENCH)
 def compress(
     model: Annotated[Path | None, typer.Argument(help="The trained model. Without one: the embedded sample.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to write.")] = Path("lepton-out"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to write.")] = Path(
+        "lepton-out"
+    ),
     to: Annotated[str | None, typer.Option("--to", metavar="LIST", help="Formats (tflite,onnx,openvino).")] = None,
     max_size: Annotated[int | None, typer.Option("--max-size", min=1, help="Bytes a model may have.")] = None,
-    max_latency: Annotated[float | None, typer.Option("--max-latency", min=0.0, help="Milliseconds the median may take.")] = None,
+    max_latency: Annotated[
+        float | None, typer.Option("--max-latency", min=0.0, help="Milliseconds the median may take.")
+    ] = None,
     sparsity: Annotated[
-        float | None, typer.Option("--prune", min=0.0, max=0.99, metavar="SPARSITY", help="Also prune (Keras; needs --train).")
+        float | None,
+        typer.Option("--prune", min=0.0, max=0.99, metavar="SPARSITY", help="Also prune (Keras; needs --train)."),
     ] = None,
     *,
     opts: SimpleNamespace,
@@ -99,9 +109,15 @@ def _check_drop(made: dict, limit: float | None) -> None:
     drop = made["drop_points"]
     if limit is not None:
         if drop is None:
-            raise LimitError("--max-drop was given, and there are no labels to measure it", "add labelled samples with --eval")
+            raise LimitError(
+                "--max-drop was given, and there are no labels to measure it",
+                "add labelled samples with --eval",
+            )
         if drop > limit:
-            raise LimitError(f"top-1 drops {drop:.2f} points, more than the {limit:g} allowed", f"{made['path']} was written")
+            raise LimitError(
+                f"top-1 drops {drop:.2f} points, more than the {limit:g} allowed",
+                f"{made['path']} was written",
+            )
 
 
 @command(app, DATA, DROP)
@@ -116,7 +132,9 @@ def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: Si
 @command(app, DATA, TRAIN, DROP)
 def prune(
     model: ModelArg,
-    sparsity: Annotated[float, typer.Option("--sparsity", min=0.0, max=0.99, help="Share of the weights to set to zero.")] = 0.5,
+    sparsity: Annotated[
+        float, typer.Option("--sparsity", min=0.0, max=0.99, help="Share of the weights to set to zero.")
+    ] = 0.5,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of fine-tuning.")] = 3,
     to: ToOne = None,
     out: OutFile = None,
@@ -162,9 +180,14 @@ def evaluate(model: ModelArg, runtime: RuntimeOpt = None, *, opts: SimpleNamespa
 
 @command(app, DATA, BENCH)
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Models of any formats; the first is what the others are compared with.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="Models of any formats; the first is what the others are compared with."),
+    ],
     runtime: RuntimeOpt = None,
-    max_latency: Annotated[float | None, typer.Option("--max-latency", min=0.0, help="Exit code 4 if a median is above (ms).")] = None,
+    max_latency: Annotated[
+        float | None, typer.Option("--max-latency", min=0.0, help="Exit code 4 if a median is above (ms).")
+    ] = None,
     *,
     opts: SimpleNamespace,
 ) -> None:
@@ -273,7 +296,9 @@ def devices_list(*, opts: SimpleNamespace) -> None:
 
 
 @command(devices_app, name="show")
-def devices_show(name: Annotated[str, typer.Argument(help="A name from 'devices list'.")], *, opts: SimpleNamespace) -> None:
+def devices_show(
+    name: Annotated[str, typer.Argument(help="A name from 'devices list'.")], *, opts: SimpleNamespace
+) -> None:
     """One device in full.
 
     Example: `lepton-edge devices show raspberrypi4`

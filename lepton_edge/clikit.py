@@ -22,45 +22,94 @@ from lepton_edge.errors import LeptonError, UsageError
 Group = dict[str, tuple[Any, Any]]
 
 OUTPUT: Group = {
-    "as_json": (Annotated[bool, typer.Option("--json", help="Print one JSON document, and no progress.")], False),
-    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Also print the workers' logs and tracebacks.")], False),
+    "as_json": (
+        Annotated[bool, typer.Option("--json", help="Print one JSON document, and no progress.")],
+        False,
+    ),
+    "verbose": (
+        Annotated[bool, typer.Option("--verbose", "-v", help="Also print the workers' logs and tracebacks.")],
+        False,
+    ),
     "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")], False),
 }
 DATA: Group = {
     "data": (
         Annotated[
-            str | None, typer.Option("--data", metavar="PATH", help="Calibration samples: .npz, .npy or a folder of images.")
+            str | None,
+            typer.Option("--data", metavar="PATH", help="Calibration samples: .npz, .npy or a folder of images."),
         ],
         None,
     ),
     "evaluation": (
         Annotated[
             str | None,
-            typer.Option("--eval", metavar="PATH", help="Samples to measure accuracy on, with labels; unseen by the calibration."),
+            typer.Option(
+                "--eval",
+                metavar="PATH",
+                help="Samples to measure accuracy on, with labels; unseen by the calibration.",
+            ),
         ],
         None,
     ),
     "preprocess": (
         Annotated[
-            str | None, typer.Option("--preprocess", metavar="PRESET", help="imagenet, imagenet-tf or none; finer control in a recipe.")
+            str | None,
+            typer.Option(
+                "--preprocess",
+                metavar="PRESET",
+                help="imagenet, imagenet-tf or none; finer control in a recipe.",
+            ),
         ],
         None,
     ),
-    "samples": (Annotated[int | None, typer.Option("--samples", min=1, help="Calibration samples at most (300).")], None),
-    "recipe": (Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A TOML recipe; options given here win.")], None),
-    "seed": (Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything drawn at random (0).")], None),
+    "samples": (
+        Annotated[int | None, typer.Option("--samples", min=1, help="Calibration samples at most (300).")],
+        None,
+    ),
+    "recipe": (
+        Annotated[
+            Path | None,
+            typer.Option("--recipe", metavar="FILE", help="A TOML recipe; options given here win."),
+        ],
+        None,
+    ),
+    "seed": (
+        Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything drawn at random (0).")],
+        None,
+    ),
 }
 TRAIN: Group = {
-    "train": (Annotated[str | None, typer.Option("--train", metavar="PATH", help="Labelled samples to fine-tune on while pruning.")], None),
+    "train": (
+        Annotated[
+            str | None,
+            typer.Option("--train", metavar="PATH", help="Labelled samples to fine-tune on while pruning."),
+        ],
+        None,
+    ),
 }
 BENCH: Group = {
-    "seconds": (Annotated[float | None, typer.Option("--seconds", min=0.1, help="Seconds of measuring a model (3).")], None),
-    "threads": (Annotated[int | None, typer.Option("--threads", min=1, help="Threads a runtime may use (1, or what the device says).")], None),
-    "device": (Annotated[str | None, typer.Option("--device", metavar="NAME", help="See 'lepton-edge devices list'.")], None),
+    "seconds": (
+        Annotated[float | None, typer.Option("--seconds", min=0.1, help="Seconds of measuring a model (3).")],
+        None,
+    ),
+    "threads": (
+        Annotated[
+            int | None,
+            typer.Option("--threads", min=1, help="Threads a runtime may use (1, or what the device says)."),
+        ],
+        None,
+    ),
+    "device": (
+        Annotated[str | None, typer.Option("--device", metavar="NAME", help="See 'lepton-edge devices list'.")],
+        None,
+    ),
 }
 DROP: Group = {
     "max_drop": (
-        Annotated[float | None, typer.Option("--max-drop", min=0.0, help="Points of top-1 that may be lost; exit code 4 if more.")],
+        Annotated[
+            float | None,
+            typer.Option("--max-drop", min=0.0, help="Points of top-1 that may be lost; exit code 4 if more."),
+        ],
         None,
     ),
 }
@@ -90,10 +139,17 @@ def command(app: typer.Typer, *groups: Group, name: str | None = None) -> Callab
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
         del run.__wrapped__  # type: ignore[attr-defined]
-        app.command(name, help=inspect.getdoc(function))(run)
+        app.command(name, help=_help(inspect.getdoc(function) or ""))(run)
         return function
 
     return wrap
+
+
+def _help(doc: str) -> str:
+    """The docstring with its example on lines of its own (\\b keeps click from filling them into a paragraph)."""
+    text, _, example = doc.partition("Example: ")
+    lines = [f"  {line.strip('` ')}" for line in example.split("·")]
+    return "\n".join([text.rstrip(), "", "\b", "Example:", *lines])
 
 
 def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
@@ -131,7 +187,10 @@ def _interrupt(*_: object) -> None:
 def _os_error(e: OSError) -> LeptonError:
     where = f"{e.filename}: " if e.filename else ""
     if e.errno == errno.ENOSPC:
-        return LeptonError(f"{where}the disk is full", "free some space, or choose another folder with --out or LEPTON_EDGE_CACHE")
+        return LeptonError(
+            f"{where}the disk is full",
+            "free some space, or choose another folder with --out or LEPTON_EDGE_CACHE",
+        )
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return LeptonError(f"{where}cannot be read or written ({e.strerror})", "check its permissions")
     return LeptonError(f"{where}{e.strerror or e}", "check the path")

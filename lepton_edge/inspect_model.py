@@ -1,27 +1,26 @@
-"""What a model file holds: inputs, outputs, weights, operators, work. The folder `inspectors/` is the registry.
+"""What a model file holds: inputs, outputs, weights, operators, work. `inspectors/` is the registry.
 
 An inspector is one file, `inspectors/<format>.py`, with
-    FORMATS = ("onnx",)             the formats it reads
     REQUIRES = ("onnx>=1.17",)      what it imports, PEP 508
     EXTRA = "onnx"                  the extra of this package that brings it
-    def detect(path, head) -> str | None      the format, from the file's first bytes; imports nothing heavy
-    def inspect(path) -> dict                 the report described under `inspect`
-Files whose names start with an underscore are their shared helpers.
+    def inspect(path) -> dict       the report described under `inspect`; it reads the model and never runs it
+Files whose names start with an underscore are their shared helpers. Plug-in folders may hold `inspectors/` too.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
-from lepton_edge.errors import LeptonError, MissingExtra, UsageError, did_you_mean
-
-HEAD_BYTES = 4096
+from lepton_edge.artifact import detect
+from lepton_edge.errors import MissingExtra, UsageError, did_you_mean
+from lepton_edge.registry import folder
 
 
 def inspect(path: str, format: str | None = None) -> dict:
-    """Reads one model file (or SavedModel folder) and never runs it.
+    """Reads one model file (or SavedModel folder); meant for a worker, which may import its library.
 
     Returns plain data:
       "format", "producer": str
@@ -35,65 +34,32 @@ def inspect(path: str, format: str | None = None) -> dict:
       "weight_bytes": int, "versions": dict, "quantized": dict, "notes": [str]
     Raises LeptonError for a damaged file, MissingExtra when the format's library is not installed.
     """
-    chosen = format or detect_format(path)
+    chosen = format or detect(Path(path))
     module = _inspector(chosen)
     try:
-        report = module.inspect(path)
+        return module.inspect(path)
     except ImportError as problem:
         raise MissingExtra(
             f"inspecting {chosen} files needs {', '.join(module.REQUIRES)}: {problem}",
             hint=f"pip install 'lepton-edge[{module.EXTRA}]'",
         ) from problem
-    return report
 
 
-def detect_format(path: str) -> str:
-    """The format of a model, from its bytes and never from its name alone."""
-    target = Path(path)
-    head = _head(target)
-    for module in _inspectors().values():
-        found = module.detect(target, head)
-        if found:
-            return found
-    kind = "folder" if target.is_dir() else "file"
-    raise LeptonError(
-        f"{path}: this {kind} is none of the known model formats ({', '.join(known_formats())})",
-        hint="give a .keras, .h5, .onnx, .tflite, .pt2, OpenVINO .xml or a SavedModel folder",
-    )
-
-
-def known_formats() -> list[str]:
-    """The formats that can be inspected, sorted."""
-    return sorted(_by_format())
-
-
-def _head(path: Path) -> bytes:
-    if path.is_dir():
-        return b""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except FileNotFoundError:
-        raise LeptonError(f"{path}: no such file or folder", hint="check the path") from None
-    except OSError as problem:
-        raise LeptonError(f"{path}: cannot be read: {problem.strerror}", hint="check its rights") from problem
-    if not head:
-        raise LeptonError(f"{path}: the file is empty", hint="copy or export the model again")
-    return head
-
-
-def _inspectors() -> dict[str, ModuleType]:
-    folder = Path(__file__).parent / "inspectors"
-    names = sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
-    return {name: import_module(f"lepton_edge.inspectors.{name}") for name in names}
-
-
-def _by_format() -> dict[str, ModuleType]:
-    return {name: module for module in _inspectors().values() for name in module.FORMATS}
+def inspector_files() -> dict[str, Path]:
+    """{format: file} of the package's own inspectors and of those in plug-in folders, which win."""
+    plugins = [Path(p) / "inspectors" for p in os.environ.get("LEPTON_EDGE_PLUGINS", "").split(os.pathsep) if p]
+    files: dict[str, Path] = {}
+    for place in (folder("inspectors"), *plugins):
+        files.update({file.stem: file for file in sorted(place.glob("*.py")) if not file.stem.startswith("_")})
+    return files
 
 
 def _inspector(format: str) -> ModuleType:
-    table = _by_format()
-    if format not in table:
-        raise UsageError(f"unknown model format '{format}'", hint=did_you_mean(format, sorted(table)))
-    return table[format]
+    files = inspector_files()
+    if format not in files:
+        raise UsageError(f"there is no inspector for '{format}' models", did_you_mean(format, sorted(files)))
+    spec = importlib.util.spec_from_file_location(f"lepton_inspector_{format}", files[format])
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,18 +1,15 @@
 """A Keras 3 model carried to tf_keras exactly, and its weights carried back.
 
-tensorflow-model-optimization works on tf_keras (Keras 2) only, and no file of Keras 3 loads there. So the graph
-is replayed node by node with tf_keras layers (keras_move_layers makes one layer), the weights are copied, and the
-outputs of both models on seeded inputs must agree before anyone gets to use the result.
+tensorflow-model-optimization works on tf_keras (Keras 2) only, and no file of Keras 3 loads there. So the
+graph is replayed node by node with tf_keras layers (keras_move_layers makes one), the weights are copied, and
+the outputs of both models on seeded inputs must agree before anyone gets to use the result.
 Both libraries live in one process: `keras` is Keras 3 on TensorFlow, `tf_keras` is Keras 2.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,81 +46,17 @@ class Moved:
 class _State:
     pairs: list[Pair] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
+    forced: frozenset[str] = frozenset()  # paths of layers to carry even where tf_keras has the class
+    tensors: list[tuple[str, Any, Any]] = field(
+        default_factory=list
+    )  # of the outermost graph: path, both tensors
     made: dict[int, Any] = field(default_factory=dict)  # id of a Keras 3 layer or model: its tf_keras twin
     copies: dict[int, Any] = field(default_factory=dict)  # id of a carried Keras 3 layer: its copy
     names: set[str] = field(default_factory=set)
 
 
-def _objects(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every serialized object of a Keras configuration."""
-    if isinstance(tree, dict):
-        if "class_name" in tree:
-            yield tree
-        for value in tree.values():
-            yield from _objects(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _objects(value)
-
-
-def check_safe(path: str | Path) -> None:
-    """Refuse a .keras file that is broken, or whose loading would need code of its own.
-
-    Errors: LeptonError for a file that is no .keras archive, for Lambda layers, and for custom classes.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise LeptonError(
-            f"{Path(path).name} is not a readable .keras file: {error}",
-            hint="save it with model.save('x.keras')",
-        ) from error
-    for item in _objects(config):
-        name = str((item.get("config") or {}).get("name", "")) if isinstance(item.get("config"), dict) else ""
-        label = f"'{name}' ({item['class_name']})" if name else f"'{item['class_name']}'"
-        if item["class_name"] in ("Lambda", "__lambda__"):
-            raise LeptonError(
-                f"{Path(path).name}: layer {label} holds code, which is never run from a model file",
-                hint="replace the Lambda layer by keras.ops or a built-in layer and save the model again",
-            )
-        module = item.get("module")
-        root = str(module or "").split(".")[0]
-        custom = root not in ("keras", "builtins", "") or (module is None and item.get("registered_name"))
-        if custom:
-            raise LeptonError(
-                f"{Path(path).name}: {label} is a custom class, whose code is not in the model file",
-                hint="rebuild the model from built-in Keras layers",
-            )
-
-
-def load_keras(path: str | Path) -> Any:
-    """The Keras 3 model of a .keras file, uncompiled, loaded in safe mode.
-
-    Errors: LeptonError for unsafe or broken files and where Keras does not run on TensorFlow.
-    """
-    check_safe(path)
-    import keras
-
-    if not keras.__version__.startswith("3"):
-        raise LeptonError(f"Keras 3 is needed, found {keras.__version__}", hint="pip install 'keras>=3.8'")
-    if keras.backend.backend() != "tensorflow":
-        raise LeptonError(
-            f"Keras runs on {keras.backend.backend()}; this needs TensorFlow",
-            hint="set KERAS_BACKEND=tensorflow",
-        )
-    try:
-        return keras.saving.load_model(str(path), compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, OSError, AttributeError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LeptonError(
-            f"Keras cannot load {Path(path).name}: {first[:300]}",
-            hint="save it again with the installed Keras",
-        ) from error
-
-
 def graph_of(model: Any) -> Any:
-    """The functional graph of a Keras 3 model or built Sequential; LeptonError for one without such a graph."""
+    """The functional graph of a Keras 3 model or built Sequential; LeptonError for one without a graph."""
     import keras
 
     if isinstance(model, keras.Sequential):
@@ -185,7 +118,7 @@ def _call_model(operation: Any, args: tuple, kwargs: dict[str, Any], values: dic
     training = kwargs.get("training")
     given = [*args, *(v for k, v in kwargs.items() if k not in ("training", "mask"))]
     inputs = _nested_inputs(operation, given[0], values)
-    extra = {} if training is None else {"training": training}
+    extra = {"training": False} if training is False else {}
     return state.made[id(operation)](inputs if len(inputs) > 1 else inputs[0], **extra)
 
 
@@ -242,7 +175,11 @@ def _call(node: Any, values: dict[int, Any], scope: str, state: _State) -> list[
     path = f"{scope}{operation.name}"
     if is_model(operation):
         out = _call_model(operation, args, kwargs, values, path, state)
-    elif isinstance(operation, keras.layers.Layer) and id(operation) not in state.copies:
+    elif (
+        isinstance(operation, keras.layers.Layer)
+        and id(operation) not in state.copies
+        and not state.forced & {"*", type(operation).__name__}
+    ):
         try:
             out = _call_layer(operation, args, kwargs, values, path, state)
         except Unmapped:
@@ -284,7 +221,10 @@ def _replay(model: Any, scope: str, state: _State) -> Any:
                     f"'{scope}{node.operation.name}' gives {len(node.outputs)} outputs in Keras 3 and"
                     f" {len(outs)} in tf_keras"
                 )
-            values.update((id(x), y) for x, y in zip(node.outputs, outs, strict=True))
+            for x, y in zip(node.outputs, outs, strict=True):
+                values[id(x)] = y
+                if not scope:
+                    state.tensors.append((node.operation, x, y))
     outputs = [values[id(x)] for x in graph.outputs]
     return tf_keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
 
@@ -340,6 +280,16 @@ def _run(model: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [np.asarray(tf.cast(x, tf.float64)) for x in flat]
 
 
+def _gap(want: np.ndarray, got: np.ndarray) -> float:
+    """Largest difference relative to the largest magnitude; infinite where shapes or NaNs do not match."""
+    finite = np.isfinite(want) if want.shape == got.shape else np.zeros(0)
+    if want.shape != got.shape or not np.array_equal(finite, np.isfinite(got)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.max(np.abs(want - got)[finite])) / max(float(np.max(np.abs(want[finite]))), 1e-12)
+
+
 def difference(source: Any, target: Any, seed: int = 0) -> float:
     """Largest output difference of a Keras 3 and a tf_keras model, relative to the output's magnitude.
 
@@ -348,15 +298,8 @@ def difference(source: Any, target: Any, seed: int = 0) -> float:
     worst = 0.0
     for i, scale in enumerate((1.0, 64.0)):
         arrays = probe(source, seed + i, scale)
-        for want, got in zip(_run(source, arrays), _run(target, arrays), strict=True):
-            if want.shape != got.shape:
-                return float("inf")
-            finite = np.isfinite(want)
-            if not np.array_equal(finite, np.isfinite(got)):
-                return float("inf")
-            if finite.any():
-                gap = float(np.max(np.abs(want[finite] - got[finite])))
-                worst = max(worst, gap / max(float(np.max(np.abs(want[finite]))), 1e-12))
+        pairs = zip(_run(source, arrays), _run(target, arrays), strict=True)
+        worst = max(worst, *(_gap(want, got) for want, got in pairs))
     return worst
 
 
@@ -366,20 +309,45 @@ def tolerance(model: Any) -> float:
     return TOLERANCE_HALF if half else TOLERANCE
 
 
+def _first_difference(source: Any, target: Any, state: _State) -> Any:
+    """The first outermost Keras 3 operation after which the two models differ; None if none is found."""
+    import keras
+    import tf_keras
+
+    both = [(operation, x, y) for operation, x, y in state.tensors if x.dtype != "bool"]
+    wide = keras.Model(graph_of(source).inputs, [x for _, x, _ in both])
+    narrow = tf_keras.Model(target.inputs, [y for _, _, y in both])
+    arrays = probe(source, 0, 1.0)
+    limit = tolerance(source)
+    for (operation, _, _), want, got in zip(both, _run(wide, arrays), _run(narrow, arrays), strict=True):
+        if not _gap(want, got) < limit:
+            return operation
+    return None
+
+
 def move(model: Any) -> Moved:
     """Carry a Keras 3 model to tf_keras, weights and all, and check that both compute the same.
 
-    Errors: LeptonError naming the layer that cannot be moved, or the difference where outputs do not agree.
+    A tf_keras class found to differ is replaced by the carried Keras 3 one, in the end for all layers.
+    Errors: LeptonError naming the layer that cannot be moved, or where the outputs do not agree.
     """
-    state = _State()
-    target = _replay(model, "", state)
-    gap = difference(model, target)
-    if not gap < tolerance(model):
-        raise LeptonError(
-            f"model '{model.name}' computes something else when moved to tf_keras (relative difference {gap:.2g})",
-            hint="a layer of it behaves differently in tf_keras; please report its architecture",
-        )
-    return Moved(model, target, tuple(state.pairs), tuple(dict.fromkeys(state.carried)), gap)
+    forced: frozenset[str] = frozenset()
+    while True:
+        state = _State(forced=forced)
+        target = _replay(model, "", state)
+        gap = difference(model, target)
+        if gap < tolerance(model):
+            return Moved(model, target, tuple(state.pairs), tuple(dict.fromkeys(state.carried)), gap)
+        culprit = _first_difference(model, target, state)
+        if "*" in forced:
+            break
+        kind = "*" if culprit is None or is_model(culprit) else type(culprit).__name__
+        forced |= {"*" if kind in forced or len(forced) > 3 else kind}
+    where = f", first after '{culprit.name}' ({type(culprit).__name__})" if culprit is not None else ""
+    raise LeptonError(
+        f"model '{model.name}' computes something else when moved to tf_keras{where} (difference {gap:.2g})",
+        hint="that layer behaves differently in tf_keras; please report its architecture",
+    )
 
 
 def copy_back(moved: Moved) -> None:

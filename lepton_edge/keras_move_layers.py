@@ -2,8 +2,8 @@
 
 Rules, in this order:
 1. a layer whose class tf_keras has, and whose configuration its constructor takes without loss, becomes it;
-2. anything else Keras 3 can run (operator nodes such as keras.ops.add, newer layers, options that tf_keras does
-   not know) is carried: a tf_keras layer that calls a copy of the Keras 3 one, with its TensorFlow variables;
+2. anything else Keras 3 can run (operator nodes such as keras.ops.add, newer layers, options tf_keras lacks)
+   is carried: a tf_keras layer that calls a copy of the Keras 3 one, with its TensorFlow variables;
 3. what is neither a layer nor an operation, or has a quantized data type, is refused by name.
 """
 
@@ -64,7 +64,7 @@ def native_activation(value: Any) -> Any:
 
 
 def native_regularizer(value: Any, module: Any) -> Any:
-    """A serialized Keras 3 regularizer or constraint, from tf_keras's `module`; Unmapped where it has none."""
+    """A serialized Keras 3 regularizer or constraint from tf_keras's `module`; Unmapped where it has none."""
     if value is None:
         return None
     name = value.get("class_name") if isinstance(value, dict) else value
@@ -88,11 +88,13 @@ def policy_name(layer: Any) -> str:
 def native_config(cls: type, source_cls: type, config: dict[str, Any], name: str) -> dict[str, Any]:
     """Constructor arguments of the tf_keras class `cls` from a Keras 3 configuration.
 
-    A key the constructor does not know is dropped where it holds its default, and raises Unmapped otherwise.
+    A key the constructor does not know is dropped where it is off or holds its default; else Unmapped.
     """
     import tf_keras
 
     known = constructor_keys(cls) | BASE_KEYS
+    if issubclass(cls, tf_keras.layers.RNN):
+        known.add("zero_output_for_mask")  # taken out of **kwargs by the base class
     defaults = constructor_defaults(source_cls)
     renamed = RENAMED.get(cls.__name__, {})
     out: dict[str, Any] = {}
@@ -101,7 +103,8 @@ def native_config(cls: type, source_cls: type, config: dict[str, Any], name: str
         if key in IRRELEVANT or key.endswith("_initializer") or key == "dtype":
             continue
         if key_out not in known:
-            if key in defaults and value in (defaults[key], None):
+            off = value is None or value is False or (key in defaults and value == defaults[key])
+            if off or (key == "data_format" and value == "channels_last"):
                 continue
             raise Unmapped(f"tf_keras's {cls.__name__} has no '{key}' (here {value!r})")
         if key.endswith("activation"):
@@ -161,7 +164,10 @@ def native_layer(layer: Any) -> Any:
 
 
 def native_call(layer: Any, native: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """A Keras 3 call's arguments for the tf_keras layer: the first one positional, the others by name."""
+    """A Keras 3 call's arguments for the tf_keras layer: the first one positional, the others by name.
+
+    Of a recorded `training` only False is kept: Keras 3 overrides a recorded True when the model predicts.
+    """
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     names = list(bound)
     accepted = set(inspect.signature(native.call).parameters) | set(
@@ -173,7 +179,7 @@ def native_call(layer: Any, native: Any, args: tuple, kwargs: dict[str, Any]) ->
             continue
         if key == "kwargs" or (key not in accepted and key not in ("training", "mask")):
             raise Unmapped(f"tf_keras's {type(native).__name__} is not called with '{key}'")
-        if key == "training" and "training" not in accepted:
+        if key == "training" and (bound[key] or "training" not in accepted):
             continue
         extra[key] = bound[key]
     return (bound[names[0]],), extra
@@ -205,15 +211,15 @@ def carrier() -> type:
             self.names_of_inner = [v.name for v in getattr(inner, "weights", [])]
 
         def call(self, tensors: Any, training: Any = None) -> Any:
-            """The Keras 3 result for the list `tensors`; masks are explicit arguments of the Keras 3 graph."""
+            """The Keras 3 result for the list `tensors`; masks are explicit arguments in a Keras 3 graph."""
             waiting = iter(tensors)
 
             def fill(x: Any) -> Any:
                 return next(waiting) if isinstance(x, keras.KerasTensor) else x
 
             args, kwargs = keras.tree.map_structure(fill, self._arguments())
-            if self._takes_training and kwargs.get("training") is None:
-                kwargs = {**kwargs, "training": bool(training)}
+            if self._takes_training:
+                kwargs = {**kwargs, "training": bool(training) and kwargs.get("training") is not False}
             return self._inner()(*args, **kwargs)
 
         def compute_mask(self, inputs: Any, mask: Any = None) -> Any:

@@ -14,13 +14,15 @@ Why not Keras 3's own exports: `export("onnx")` leaves captured constants as ext
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import re
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +210,8 @@ def load_keras(path: str) -> tuple[Any, list[str]]:
         if not version.startswith("2."):
             raise LeptonError(
                 f"Keras {keras.__version__} cannot load '{path}': {first_line(error)}",
-                hint=f"it was written by Keras {version or 'of unknown version'}; save it again with Keras 3",
+                hint=f"it was written by Keras {version or '(version unknown)'}; save it as .keras with that version,"
+                " or export it where it was made: model.export('folder')",
             ) from error
         model = _load_keras2(path, kind, version, error)
         notes.append(f"read by tf_keras: Keras 3 could not load this Keras {version} file")
@@ -458,27 +461,35 @@ def _show(shape: list[int | None]) -> str:
     return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
 
 
-def freeze(source: Source, shapes: list[list[int | None]], *, fuse: str = "") -> Frozen:
-    """Trace the source at these input shapes and fold its variables and captured constants into the graph.
+def trace(source: Source, shapes: list[list[int | None]], fuse: str = "") -> Any:
+    """The source as a concrete function `arg_0, arg_1, ... -> {out_0000, out_0001, ...}` of these input shapes.
 
     `fuse`: "onnx" or "tflite" traces LSTM and GRU layers in the form that converter recognises, "" as Keras does.
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     specs = [
-        tf.TensorSpec(shape, port.dtype, name=f"arg_{i}")
+        tf.TensorSpec(shape, port.dtype, name=f"arg_{i:04d}")
         for i, (shape, port) in enumerate(zip(shapes, source.inputs, strict=True))
     ]
 
-    def traced(*tensors: Any) -> list[Any]:
-        return [tf.identity(tensor) for tensor in source.call(*tensors)]
+    def traced(*tensors: Any) -> dict[str, Any]:
+        return {f"out_{i:04d}": tf.identity(tensor) for i, tensor in enumerate(source.call(*tensors))}
 
     with _fused_recurrent(source.recurrent, fuse):
         concrete = tf.function(traced, input_signature=specs, autograph=False).get_concrete_function()
     for name, tensor in zip(source.outputs, concrete.outputs, strict=True):
         if tensor.dtype == tf.string:
             raise LeptonError(f"output '{name}' is a string, which edge runtimes do not return")
+    return concrete
+
+
+def freeze(source: Source, shapes: list[list[int | None]], fuse: str = "") -> Frozen:
+    """Trace the source and fold its variables and captured constants into the graph."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    concrete = trace(source, shapes, fuse)
     frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False)
     graph_def = frozen.graph.as_graph_def()
     captured = {inner.op.name: outer for outer, inner in frozen.graph.captures}
@@ -504,7 +515,7 @@ def _fused_recurrent(layers: tuple[Any, ...], target: str) -> Iterator[None]:
     """
     chosen = [layer for layer in layers if target and _fusable(layer) and (target, type(layer).__name__) != ("tflite", "GRU")]
     for layer in chosen:
-        layer.__dict__["inner_loop"] = _recurrent_loop(layer, layer.inner_loop, keep=target == "tflite")
+        layer.__dict__["inner_loop"] = _recurrent_loop(layer, layer.inner_loop)
     try:
         yield
     finally:
@@ -518,15 +529,13 @@ def _fusable(layer: Any) -> bool:
     return plain and not layer.stateful and not layer.return_state and getattr(layer, "reset_after", True)
 
 
-def _recurrent_loop(layer: Any, original: Callable[..., Any], keep: bool) -> Callable[..., Any]:
+def _recurrent_loop(layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     import tensorflow as tf
 
     lstm = type(layer).__name__ == "LSTM"
     weights = [w.value for w in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)]
     attributes = {"api_implements": f"{'lstm' if lstm else 'gru'}_{layer.name}", "api_preferred_device": "CPU"}
     attributes.update(time_major=False, go_backwards=bool(layer.go_backwards))
-    if keep:  # TFLite must meet the function whole; tf2onnx wants its loop in the main graph
-        attributes["_noinline"] = True
 
     def loop(x: Any, *rest: Any) -> Any:
         state, (kernel, recurrent, bias) = rest[:-3], rest[-3:]
@@ -624,13 +633,13 @@ def write_tflite(source: Source, dst: str, input_shapes: str, fixed_batch: int) 
     feeds, reference = probe(plain)
     content = b""
     if any(type(layer).__name__ == "LSTM" and _fusable(layer) for layer in source.recurrent):
-        content = name_tflite(_to_tflite(freeze(source, shapes, fuse="tflite")), plain.inputs, plain.outputs)
+        content = name_tflite(_fused_to_tflite(source, shapes), plain.inputs, plain.outputs)
         decibels = distance_db(reference, run_tflite(content, feeds))
         if decibels < FUSED_DB:
             notes.append(f"LSTM layers stay loops: the fused form is {decibels:.0f} dB off")
             content = b""
     if not content:
-        content = name_tflite(_to_tflite(plain), plain.inputs, plain.outputs)
+        content = name_tflite(_loops_to_tflite(plain, fixed_batch, feeds, reference), plain.inputs, plain.outputs)
     got = run_tflite(content, feeds)
     return _publish(dst, content, plain, distance_db(reference, got), notes)
 
@@ -649,16 +658,70 @@ def _to_tflite(frozen: Frozen) -> bytes:
         raise LeptonError(f"the TFLite converter failed: {first_line(error)}") from error
 
 
+def _loops_to_tflite(plain: Frozen, batch: int, feeds: list[np.ndarray], reference: list[np.ndarray]) -> bytes:
+    """Convert; where a loop of a SavedModel was traced with a free batch, set that batch and convert again.
+
+    TFLite wants the shape of a loop's list elements, which such a graph gives as [-1, units]. The second try
+    counts only if it gives the source's numbers.
+    """
+    try:
+        return _to_tflite(plain)
+    except LeptonError as error:
+        if "TensorList" not in error.message:
+            raise
+        fixed = replace(plain, graph_def=_with_list_shapes(plain.graph_def, batch))
+        content = _to_tflite(fixed)
+        if distance_db(reference, run_tflite(content, feeds)) < FUSED_DB:
+            raise error from None
+        return content
+
+
+def _with_list_shapes(graph_def: Any, batch: int) -> Any:
+    """The graph with -1 in the element shapes of its tensor lists made `batch`."""
+    import tensorflow as tf
+
+    copy = tf.compat.v1.GraphDef()
+    copy.CopyFrom(graph_def)
+    for nodes in (copy.node, *(function.node_def for function in copy.library.function)):
+        by_name = {node.name: node for node in nodes}
+        for node in nodes:
+            if not node.op.startswith("TensorList"):
+                continue
+            for name in node.input:
+                constant = by_name.get(name.split(":")[0])
+                if constant is None or constant.op != "Const":
+                    continue
+                value = tf.make_ndarray(constant.attr["value"].tensor)
+                if value.ndim == 1 and value.dtype.kind == "i" and (value == -1).any():
+                    fixed = tf.make_tensor_proto(np.where(value == -1, batch, value), value.dtype)
+                    constant.attr["value"].tensor.CopyFrom(fixed)
+    return copy
+
+
+def _fused_to_tflite(source: Source, shapes: list[list[int | None]]) -> bytes:
+    """By way of a SavedModel: freezing first would take the LSTM functions apart before TFLite can know them."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = [getattr(weight, "value", weight) for weight in source.keep.weights]
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=trace(source, shapes, "tflite"))
+        return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+
+
 def name_tflite(content: bytes, inputs: tuple[Port, ...], outputs: tuple[str, ...]) -> bytes:
     """The flatbuffer with its input and output tensors, and a `serving_default` signature, named as given.
 
-    The converter's own order is that of the function, which is the source's.
+    From a function the converter keeps the order; from a SavedModel it does not, and the signature's keys tell it.
     """
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
 
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     graph = model.subgraphs[0]
+    for made in model.signatureDefs or []:
+        graph.inputs = [m.tensorIndex for m in sorted(made.inputs, key=lambda m: m.name)]
+        graph.outputs = [m.tensorIndex for m in sorted(made.outputs, key=lambda m: m.name)]
     if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
         raise LeptonError(
             f"the TFLite converter made {len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
@@ -708,7 +771,7 @@ def write_onnx(source: Source, dst: str, input_shapes: str, fixed_batch: int, op
     shapes = fixed_shapes(source, fixed_batch, input_shapes, static=False)
     frozen = freeze(source, shapes, fuse="onnx")
     feeds, reference = probe(freeze(source, shapes) if source.recurrent else frozen)
-    graph_def = _without_scalar_adds(frozen)
+    graph_def = _tidied(frozen)
     renames = dict(
         zip(
             frozen.input_tensors + frozen.output_tensors,
@@ -729,6 +792,7 @@ def write_onnx(source: Source, dst: str, input_shapes: str, fixed_batch: int, op
     except Exception as error:
         raise LeptonError(f"tf2onnx failed: {first_line(error)}") from error
     finish_onnx(model)
+    model = simplified_onnx(model)
     got = run_onnx(model, feeds)
     return _publish(dst, model.SerializeToString(), frozen, distance_db(reference, got), [], list(_apart(frozen)))
 
@@ -739,8 +803,12 @@ def _apart(frozen: Frozen) -> tuple[str, ...]:
     return unique(taken + list(frozen.outputs))[len(taken) :]
 
 
-def _without_scalar_adds(frozen: Frozen) -> Any:
-    """The graph with scalar constants of Add made [1]: tf2onnx 1.17 stops moving transposes at a scalar one."""
+def _tidied(frozen: Frozen) -> Any:
+    """The graph as tf2onnx 1.17 converts it best.
+
+    Rules: Shape of a tensor of known shape becomes a constant (tf2onnx leaves chains of Shape, Gather and Concat
+    around every Dense on sequences); a scalar constant of Add becomes [1] (tf2onnx stops moving transposes at it).
+    """
     import tensorflow as tf
 
     graph_def = tf.compat.v1.GraphDef()
@@ -748,19 +816,24 @@ def _without_scalar_adds(frozen: Frozen) -> Any:
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")
     nodes = {node.name: node for node in graph_def.node}
-    uses: dict[str, int] = {}
+    uses = collections.Counter(name.lstrip("^").split(":")[0] for node in graph_def.node for name in node.input)
     for node in graph_def.node:
-        for name in node.input:
-            base = name.lstrip("^").split(":")[0]
-            uses[base] = uses.get(base, 0) + 1
-    for node in graph_def.node:
-        if node.op not in ("Add", "AddV2"):
+        if node.op not in ("Add", "AddV2", "Shape"):
             continue
-        ranks = [tensor.shape.rank for tensor in graph.get_operation_by_name(node.name).inputs]
-        for side, other in ((0, 1), (1, 0)):
-            constant = nodes.get(node.input[side].split(":")[0])
-            if constant is not None and constant.op == "Const" and ranks[side] == 0 and (ranks[other] or 0) >= 1:
-                if uses[constant.name] == 1:
+        tensors = graph.get_operation_by_name(node.name).inputs
+        if node.op == "Shape" and tensors[0].shape.is_fully_defined():
+            kind = tf.as_dtype(node.attr["out_type"].type or tf.int32.as_datatype_enum)
+            value = tf.make_tensor_proto(tensors[0].shape.as_list(), kind)
+            name = node.name
+            node.Clear()
+            node.name, node.op = name, "Const"
+            node.attr["dtype"].type = value.dtype
+            node.attr["value"].tensor.CopyFrom(value)
+        elif node.op != "Shape":
+            for side, other in ((0, 1), (1, 0)):
+                constant = nodes.get(node.input[side].split(":")[0])
+                scalar = constant is not None and constant.op == "Const" and tensors[side].shape.rank == 0
+                if scalar and (tensors[other].shape.rank or 0) >= 1 and uses[constant.name] == 1:
                     constant.attr["value"].tensor.tensor_shape.dim.add().size = 1
                     constant.attr.pop("_output_shapes", None)
     return graph_def
@@ -776,18 +849,46 @@ def _erfc_to_onnx(graph: Any, node: Any, name: str, args: Any) -> Any:
     return graph.make_node("Sub", [one.output[0], erf.output[0]], name=name, outputs=node.output, shapes=[shape], dtypes=[kind])
 
 
-def finish_onnx(model: Any) -> None:
+def finish_onnx(model: Any, hint: str = "convert this model to TFLite instead") -> None:
     """Check a fresh ONNX model: only standard operations, valid with shape inference (LeptonError otherwise)."""
     import onnx
 
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
     unknown = sorted({node.op_type for node in model.graph.node if not node.domain and node.op_type not in known})
     if unknown:
-        raise LeptonError(f"ONNX has no operation for {', '.join(unknown)}", hint="convert this model to TFLite instead")
+        raise LeptonError(f"tf2onnx has no ONNX form of {', '.join(unknown)}", hint=hint)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise LeptonError(f"the ONNX model that was made is not valid: {first_line(error)}") from error
+
+
+def simplified_onnx(model: Any) -> Any:
+    """The model after ONNX Runtime's basic rules: constants folded, Mul and Add behind a Conv folded into it.
+
+    Basic rules stay within standard operations. Should the result not be valid, the model comes back as it was.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            made = onnx.load(options.optimized_model_filepath)
+            if any(node.domain not in ("", "ai.onnx") for node in made.graph.node):
+                return model
+            kept = [entry for entry in made.opset_import if entry.domain in ("", "ai.onnx")]
+            del made.opset_import[:]
+            made.opset_import.extend(kept)
+            finish_onnx(made)
+        except Exception as error:
+            print(f"kept as tf2onnx wrote it: {first_line(error)}", file=sys.stderr)
+            return model
+    return made
 
 
 def run_onnx(model: Any, feeds: list[np.ndarray]) -> list[np.ndarray]:
@@ -824,3 +925,67 @@ def write_bytes(dst: str, content: bytes) -> None:
     aside = path.with_name(path.name + ".part")
     aside.write_bytes(content)
     aside.replace(path)
+
+
+# ---------------------------------------------------------------- TFLite as a source
+
+
+@dataclass(frozen=True)
+class TfliteSource:
+    """A TFLite file to convert: names as the LiteRT runtime gives them, and the tensors' own (`raw`) names."""
+
+    session: Any
+    inputs: list[str]
+    outputs: list[str]
+    raw_inputs: list[str]
+    raw_outputs: list[str]
+    operations: list[str]
+
+    def probe(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """One seeded input in the file's order, free dimensions at 1, and the outputs for it."""
+        random = np.random.default_rng(0)
+        feeds = []
+        for port in self.session.inputs:
+            shape, dtype = [dim or 1 for dim in port["shape"]], np.dtype(port["dtype"])
+            if np.issubdtype(dtype, np.floating):
+                values = random.standard_normal(shape)
+            else:  # quantized inputs take the whole range, indices only 0 and 1
+                low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if "quantization" in port else (0, 1)
+                values = random.integers(low, high, shape, endpoint=True)
+            feeds.append(np.asarray(values).astype(dtype))
+        results = self.session.run(dict(zip(self.inputs, feeds, strict=True)))
+        return feeds, [results[name] for name in self.outputs]
+
+    def mapping(self, inputs: list[str], outputs: list[str], decibels: float) -> dict[str, Any]:
+        """What a step returns: where the new names come from, and a note where the self-check came out low."""
+        low = f"on one random input the result is only {decibels:.0f} dB close to the source: check its parity"
+        return {
+            "inputs": [{"name": n, "source": s, "perm": None} for n, s in zip(inputs, self.inputs, strict=True)],
+            "outputs": [{"name": n, "source": s, "perm": None} for n, s in zip(outputs, self.outputs, strict=True)],
+            "notes": [low] if decibels < 20 else [],
+        }
+
+
+def open_tflite(path: str) -> TfliteSource:
+    """Open a TFLite file in LiteRT; LeptonError for a damaged one and one with strings or custom operations."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from lepton_edge.runtimes import litert
+
+    try:
+        session = litert.load(path)
+        bare = Interpreter(model_path=path)
+    except (ValueError, RuntimeError) as error:
+        raise LeptonError(first_line(error), hint="the file may be damaged, or made for another runtime") from error
+    ports = [*session.inputs, *session.outputs]
+    for port in ports:
+        if port["dtype"] == "str":
+            raise LeptonError(f"'{path}' takes or returns strings ('{port['name']}'), which only TFLite can")
+    return TfliteSource(
+        session,
+        [port["name"] for port in session.inputs],
+        [port["name"] for port in session.outputs],
+        [str(detail["name"]) for detail in bare.get_input_details()],
+        [str(detail["name"]) for detail in bare.get_output_details()],
+        [str(op["op_name"]) for op in bare._get_ops_details()],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import selectors
@@ -111,7 +112,9 @@ class Worker:
         if error["user"]:
             return LeptonError(error["message"], error["hint"])
         if error["type"] == "MemoryError":
-            return WorkerError(f"{self.what}: out of memory", "use fewer or smaller samples, or a machine with more memory")
+            return WorkerError(
+                f"{self.what}: out of memory", "use fewer or smaller samples, or a machine with more memory"
+            )
         name = "" if error["type"] in ("ValueError", "RuntimeError") else f"{error['type']}: "
         return WorkerError(f"{self.what}: {name}{message}", "run again with -v for the worker's log")
 
@@ -124,7 +127,10 @@ class Worker:
         words = self.last_words()
         self.close()
         if code == -signal.SIGKILL:
-            how, hint = "was killed (SIGKILL)", "most often the system ran out of memory: use fewer samples or free some memory"
+            how, hint = (
+                "was killed (SIGKILL)",
+                "most often the system ran out of memory: use fewer samples or free some memory",
+            )
         elif code < 0:
             how, hint = f"crashed ({signal.Signals(-code).name})", "run again with -v for the worker's log"
         else:
@@ -146,10 +152,8 @@ class Worker:
 
     def kill(self) -> None:
         """End the process and all of its children at once."""
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it may be gone already, which is what is wanted
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it is gone already, which is what is wanted
 
     def close(self) -> None:
         """End the process. It holds no state worth saving, so it is not asked to finish."""
@@ -162,10 +166,8 @@ class Worker:
             self._selector.close()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe:
-                    try:
+                    with contextlib.suppress(BrokenPipeError):  # an unsent request to a dead worker
                         pipe.close()
-                    except BrokenPipeError:
-                        pass  # an unsent request to a dead worker
             self._log.close()
 
     def __enter__(self) -> Worker:

@@ -22,7 +22,13 @@ from typing import Any
 
 WIDTH = 560  # user units of every drawing; the page scales it to the column
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
-CSS_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+CSS_COLOURS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    "#0072b2": "var(--blue)",
+}
 
 # Okabe and Ito's colour-blind-safe palette; the three with the best contrast go to the common formats.
 FORMAT_COLOURS = {
@@ -36,7 +42,18 @@ FORMAT_COLOURS = {
 }
 SCHEME_ORDER = ("float32", "float16", "int8")  # always the same three; the others follow by name
 SHAPES = ("o", "s", "D", "^", "v", "P", "X", "p", "h", "*")
-HATCHES = ("", "///", "xxx", "...", "\\\\\\", "---", "+++", "ooo", "|||", "**")
+HATCHES = (
+    "",
+    "|||",
+    "///",
+    "\\\\\\",
+    "xxx",
+    "---",
+    "+++",
+    "//",
+    "\\\\",
+    "--",
+)  # lines only: dots make big files
 
 RC = {
     "svg.fonttype": "none",
@@ -48,6 +65,7 @@ RC = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.linewidth": 0.8,
+    "axes.labelpad": 6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -179,7 +197,9 @@ def tradeoff(
         ax.step(*zip(*steps, strict=True), where="post", color=MUTED, lw=1.2, zorder=2)
         _scale_x(ax, [v for p in points for v in (p.x, *(p.x_ci or ()))], pad=0.10)
         _scale_y(ax, points, ys, top, [line[0] for line in (reference, floor) if line])
-        notes = [_rule(ax, line, dash) for line, dash in ((reference, (1, 2)), (floor, (5, 3))) if line]
+        notes = [_rule(ax, reference, (1, 2))] if reference else []
+        if floor:
+            notes.append(_rule(ax, floor, (5, 3), below=True))
         if x_limit and ax.get_xlim()[0] < x_limit[0] < ax.get_xlim()[1]:
             notes.append(_rule(ax, x_limit, (5, 3), upright=True))
         ax.set(xlabel=x_label, ylabel=y_label)
@@ -202,7 +222,15 @@ def latencies(rows: Sequence[Spread], style: Style, *, x_label: str) -> str:
         for i, row in enumerate(rows):
             values = np.concatenate([np.asarray(r, float) for r in row.rounds] or [np.empty(0)])
             right = _draw_spread(ax, i, row, values, style, ends)
-            ax.annotate(row.text, (right, i), (6, 0), textcoords="offset points", va="center", fontsize=10.5)
+            ax.annotate(
+                row.text,
+                (right, i),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10.5,
+                gid=f"name{i}",
+            )
         _scale_x(ax, ends, pad=0.04, right=0.14)
         _rows_axis(ax, [r.mark for r in rows])
         ax.set_xlabel(x_label)
@@ -210,7 +238,7 @@ def latencies(rows: Sequence[Spread], style: Style, *, x_label: str) -> str:
 
 
 def sizes(rows: Sequence[Bar], style: Style, *, x_label: str, limit: tuple[float, str] | None = None) -> str:
-    """A bar a file, a tick where the zipped file ends. Sizes are in `x_label`'s unit; the axis starts at 0."""
+    """A bar a file, a tick where the zipped file ends. Sizes are in `x_label`'s unit; the axis starts at 0"""
     with _figure(58 + 30 * len(rows) + (14 if limit else 0)) as fig:
         ax = fig.add_subplot()
         for i, row in enumerate(rows):
@@ -219,15 +247,30 @@ def sizes(rows: Sequence[Bar], style: Style, *, x_label: str, limit: tuple[float
             if row.zipped is not None:
                 ax.plot([row.zipped] * 2, [i - 0.42, i + 0.42], color=INK, lw=1.6, solid_capstyle="butt")
             end = max(row.size, row.zipped or 0)
-            ax.annotate(row.text, (end, i), (6, 0), textcoords="offset points", va="center", fontsize=10.5)
+            ax.annotate(
+                row.text,
+                (end, i),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10.5,
+                gid=f"name{i}",
+            )
         widest = max([max(r.size, r.zipped or 0) for r in rows] or [1]) or 1
         ax.set_xlim(0, widest * 1.3)
         ax.xaxis.set_major_locator(_locator(5))
         _rows_axis(ax, [r.mark for r in rows])
         if limit and limit[0] < widest * 1.3:
             ax.axvline(limit[0], color=MUTED, lw=1, dashes=(5, 3), zorder=3)
-            ax.annotate(limit[1], (limit[0], 1), (4, 3), xycoords=("data", "axes fraction"), fontsize=10.5,
-                        textcoords="offset points", color=MUTED)  # fmt: skip
+            ax.annotate(
+                limit[1],
+                (limit[0], 1),
+                (4, 3),
+                xycoords=("data", "axes fraction"),
+                fontsize=10.5,
+                textcoords="offset points",
+                color=MUTED,
+            )
         ax.set_xlabel(x_label)
         return _svg(fig, "size", x_label, [r.mark.tip for r in rows])
 
@@ -238,12 +281,12 @@ def _figure(height: int) -> Iterator[Any]:
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.style.context(["default", RC]), warnings.catch_warnings():
         # The page's font draws the text; DejaVu only measures it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        fig = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
-        fig.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
+        fig = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04))
         FigureCanvasAgg(fig)
         yield fig
 
@@ -267,6 +310,7 @@ def _svg(fig: Any, prefix: str, title: str, tips: Sequence[str]) -> str:
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r'(<rect[^>]*) fill="(#\w+)"', r'\1 style="fill: \2"', svg)
     for name, css in CSS_COLOURS.items():
         svg = re.sub(rf'(style="[^"]*?): {name}', rf"\1: {css}", svg)
         svg = re.sub(rf'(style="[^"]*?): {name}', rf"\1: {css}", svg)  # fill and stroke of one element
@@ -294,7 +338,15 @@ def _draw_point(ax: Any, p: Point, y: float, style: Style, n: int, inside: bool)
     if p.mark.picked:
         ax.plot(p.x, y, "o", ms=17, mfc="none", mec=INK, mew=1.5, zorder=5)
     ax.plot(
-        p.x, y, style.shapes.get(p.mark.scheme, "o"), ms=8, mfc=colour, mec=PAPER, mew=0.8, zorder=4, gid=f"tip{n}"
+        p.x,
+        y,
+        style.shapes.get(p.mark.scheme, "o"),
+        ms=8,
+        mfc=colour,
+        mec=PAPER,
+        mew=0.8,
+        zorder=4,
+        gid=f"tip{n}",
     )
 
 
@@ -312,7 +364,7 @@ def _draw_spread(ax: Any, i: int, row: Spread, values: Any, style: Style, ends: 
         ax.barh(i, q3 - q1, left=q1, height=0.5, zorder=3, gid=f"tip{i}", **look)
         medians = [float(np.median(r)) for r in row.rounds if len(r)]
         if len(medians) > 1:
-            ax.plot(medians, [i + 0.38] * len(medians), "|", color=MUTED, ms=4.5, mew=1, zorder=3)
+            ax.plot(medians, [i - 0.4] * len(medians), "|", color=MUTED, ms=4.5, mew=1, zorder=3)
             lo, hi = min(lo, *medians), max(hi, *medians)
     elif len(values):
         lo, hi = float(values.min()), float(values.max())
@@ -360,7 +412,9 @@ def _scale_x(ax: Any, values: Sequence[float], pad: float, right: float = 0.0) -
     ax.xaxis.set_major_locator(_locator(6))
 
 
-def _scale_y(ax: Any, points: Sequence[Point], ys: list[float], top: tuple[float, str] | None, more: list[float]) -> None:
+def _scale_y(
+    ax: Any, points: Sequence[Point], ys: list[float], top: tuple[float, str] | None, more: list[float]
+) -> None:
     shown = [y for y in ys if top is None or y < top[0]]
     spread = [v for p, y in zip(points, ys, strict=True) if y in shown for v in (p.y_ci or ())]
     values = [*ys, *spread, *more]
@@ -383,18 +437,30 @@ def _locator(bins: int) -> Any:
     return MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10])
 
 
-def _rule(ax: Any, at: tuple[float, str], dash: tuple[int, int], upright: bool = False) -> Any:
-    """A thin line across the plot with its name at the far end; returns the name."""
+def _rule(ax: Any, at: tuple[float, str], dash: tuple[int, int], *, upright: bool = False, below: bool = False) -> Any:
+    """A thin line across the plot with its name at the far end (above or below it); returns the name."""
     value, text = at
     line = {"color": MUTED, "lw": 1, "dashes": dash, "zorder": 1}
+    where: tuple[float, float]
     if upright:
         ax.axvline(value, **line)
         where, offset, coords, side = (value, 0), (4, 4), ("data", "axes fraction"), "left"
     else:
         ax.axhline(value, **line)
-        where, offset, coords, side = (1, value), (-2, 3), ("axes fraction", "data"), "right"
-    note = ax.annotate(text, where, offset, textcoords="offset points", xycoords=coords, color=MUTED, fontsize=10,
-                       ha=side, va="bottom", zorder=6, gid=f"name-{'x' if upright else dash[0]}")  # fmt: skip
+        where, offset, coords, side = (1, value), (-2, -3 if below else 3), ("axes fraction", "data"), "right"
+    note = ax.annotate(
+        text,
+        where,
+        offset,
+        textcoords="offset points",
+        xycoords=coords,
+        color=MUTED,
+        fontsize=10,
+        ha=side,
+        va="top" if below else "bottom",
+        zorder=6,
+        gid=f"name-{'x' if upright else dash[0]}",
+    )
     note.set_in_layout(False)
     return note
 
@@ -417,18 +483,20 @@ def _legend(fig: Any, marks: Sequence[Mark], style: Style) -> None:
     def dot(shape: str, colour: str, label: str, size: float = 8, **more: Any) -> Any:
         return Line2D([], [], ls="", marker=shape, ms=size, mfc=colour, mec="none", label=shorten(label, 18), **more)
 
-    handles = [dot("s", style.colours[f], f, 10) for f in dict.fromkeys(m.format for m in marks)]
-    handles += [dot(style.shapes[s], MUTED, s) for s in dict.fromkeys(m.scheme for m in marks)]
+    colours = [dot("s", style.colours[f], f, 10) for f in dict.fromkeys(m.format for m in marks)]
+    shapes = [dot(style.shapes[s], MUTED, s) for s in dict.fromkeys(m.scheme for m in marks)]
+    lines = [Line2D([], [], color=MUTED, lw=1.2, label="Pareto front")]
     if any(m.picked for m in marks):
-        handles.append(Line2D([], [], ls="", marker="o", ms=12, mfc="none", mec=INK, mew=1.5, label="picked"))
-    handles.append(Line2D([], [], color=MUTED, lw=1.2, label="Pareto front"))
+        lines.insert(0, Line2D([], [], ls="", marker="o", ms=12, mfc="none", mec=INK, mew=1.5, label="picked"))
+    handles = colours + shapes + lines
+    groups = (colours, shapes + lines)
     widest = max(len(h.get_label()) for h in handles)
-    columns = max(1, min(len(handles), int(WIDTH / (7 * widest + 34))))
-    rows = math.ceil(len(handles) / columns)
-    filled = [h for c in range(columns) for h in handles[c::columns]]  # matplotlib fills columns; read in rows
-    if rows * columns == len(handles):
-        handles = filled
-    fig.legend(handles=handles, loc="outside upper left", ncols=columns)
+    columns = max(1, min(max(map(len, groups)), int(WIDTH / (6.5 * widest + 34))))
+    rows = [group[i : i + columns] for group in groups for i in range(0, len(group), columns)]
+    blank = Line2D([], [], ls="", label=" ")
+    padded = [row + [blank] * (columns - len(row)) for row in rows]
+    # matplotlib fills columns first
+    fig.legend(handles=[row[c] for c in range(columns) for row in padded], loc="outside upper left", ncols=columns)
 
 
 def _name_points(fig: Any, ax: Any, points: Sequence[Point], ys: Sequence[float], notes: Sequence[Any]) -> None:
@@ -443,17 +511,25 @@ def _name_points(fig: Any, ax: Any, points: Sequence[Point], ys: Sequence[float]
     frame = ax.get_window_extent(renderer)
     spots = [tuple(to_px((p.x, y))) for p, y in zip(points, ys, strict=True)]
     taken = [_box(x, y, 11 if p.mark.picked else 7) for p, (x, y) in zip(points, spots, strict=True)]
-    taken += [tuple(n.get_window_extent(renderer).extents) for n in notes]
+    taken += [tuple(n.get_window_extent(renderer).padded(3).extents) for n in notes]
     bars = []
     for p, y in zip(points, ys, strict=True):
         if p.x_ci:
             bars.append((*to_px((p.x_ci[0], y)), *to_px((p.x_ci[1], y))))
         if p.y_ci:
             bars.append((*to_px((p.x, p.y_ci[0])), *to_px((p.x, p.y_ci[1]))))
-    for n in sorted(range(len(points)), key=lambda i: (not points[i].mark.picked, spots[i])):
+    for n in sorted(range(len(points)), key=lambda i: (not points[i].mark.picked, -spots[i][0], i)):
         mark = points[n].mark
-        text = ax.annotate(shorten(mark.label, 26), (points[n].x, ys[n]), (0, 0), textcoords="offset points", zorder=6,
-                           fontsize=10.5, fontweight="bold" if mark.picked else "normal", gid=f"name{n}")  # fmt: skip
+        text = ax.annotate(
+            shorten(mark.label, 26),
+            (points[n].x, ys[n]),
+            (0, 0),
+            textcoords="offset points",
+            zorder=6,
+            fontsize=10.5,
+            fontweight="bold" if mark.picked else "normal",
+            gid=f"name{n}",
+        )
         text.set_in_layout(False)
         drawn = text.get_window_extent(renderer)
         place = _free_place(spots[n], drawn.width, drawn.height, frame, taken, bars, 13 if mark.picked else 9)
@@ -485,12 +561,12 @@ def _free_place(
 ) -> Box | None:
     """The nearest place of a width x height text around `spot` that is free; crossing an interval costs."""
     best: tuple[float, Box] | None = None
-    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+    beside = [(s, 0.0) for s in (1.0, -1.0)]
+    stacked = [(shift, s) for shift in (0.0, 0.5, -0.5, 1.0, -1.0) for s in (1.0, -1.0)]
     for reach in (gap, gap + 8, gap + 18, gap + 30, gap + 45, gap + 65, gap + 90):
-        for rank, (sx, sy) in enumerate(sides):
-            diagonal = 0.7 if sx and sy else 1.0
-            cx = spot[0] + sx * (reach * diagonal + width / 2)
-            cy = spot[1] + sy * (reach * diagonal + height / 2)
+        for rank, (sx, sy) in enumerate([*beside, *stacked]):
+            cx = spot[0] + sx * (width / 2 + (0 if sy else reach))
+            cy = spot[1] + sy * (height / 2 + reach * 0.8)
             box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
             if box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1:
                 continue

@@ -41,7 +41,9 @@ def after(ports: Ports, entries: Sequence[dict] | None) -> Ports:
     for i, entry in enumerate(entries):
         before = known.get(entry["source"]) or (ports[i] if i < len(ports) else None)
         if before is None:
-            raise LeptonError(f"a step made the tensor '{entry['name']}', which no tensor of the source model stands behind")
+            raise LeptonError(
+                f"a step made the tensor '{entry['name']}', which no tensor of the source model stands behind"
+            )
         result.append(Port(entry["name"], before.source, _compose(before.perm, entry.get("perm"))))
     return tuple(result)
 

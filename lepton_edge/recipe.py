@@ -131,9 +131,12 @@ def check_options(verb: str, options: dict[str, Any], where: str) -> None:
             raise UsageError(f"{where}: unknown key '{key}'", did_you_mean(key, sorted(known)))
         default = known[key]
         wanted = (int, float) if isinstance(default, float) else type(default)
-        if default is not None and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
+        if default is not None and (
+            not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)
+        ):
             raise UsageError(
-                f"{where}: '{key}' has to be {_kind(type(default))}, not {value!r}", f"its default is {default!r}"
+                f"{where}: '{key}' has to be {_kind(type(default))}, not {value!r}",
+                f"its default is {default!r}",
             )
 
 
@@ -152,7 +155,9 @@ def _typed(kind: str, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
             raise UsageError(f"{where} has to be a list of strings, not {value!r}", 'for example ["tflite", "onnx"]')
         return tuple(value)
-    wanted: tuple[type, ...] = (int, float) if kind.startswith("float") else (int,) if kind.startswith("int") else (str,)
+    wanted: tuple[type, ...] = (
+        (int, float) if kind.startswith("float") else (int,) if kind.startswith("int") else (str,)
+    )
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise UsageError(f"{where} has to be {_kind(wanted[-1])}, not {value!r}", "correct the value")
     if isinstance(value, int | float) and value < 0:
@@ -167,4 +172,8 @@ def _kind(type_: type) -> str:
 def override(recipe: Recipe, section: str, **values: Any) -> Recipe:
     """The recipe with those ``values`` of a section replaced that are not None (what the command line says wins)."""
     given = {k: v for k, v in values.items() if v is not None}
-    return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **given)}) if given else recipe
+    return (
+        dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **given)})
+        if given
+        else recipe
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,13 @@ def host() -> dict:
 
 
 def run_record(
-    source: Source, feeds: Feeds, reference: Answers, device: Device, recipe: Recipe, rows: list[dict], formats: Sequence[str]
+    source: Source,
+    feeds: Feeds,
+    reference: Answers,
+    device: Device,
+    recipe: Recipe,
+    rows: list[dict],
+    formats: Sequence[str],
 ) -> dict:
     """run.json: what went in, what was measured, what was picked and why."""
     from lepton_edge.verify import accuracy
@@ -44,7 +49,11 @@ def run_record(
         rows, max_drop=limits.max_drop, max_size=limits.max_size, max_latency=limits.max_latency
     )
     for row in rows:
-        row |= {"picked": row["name"] == picked, "pareto": row["name"] in front, "reason": reasons[row["name"]]}
+        row |= {
+            "picked": row["name"] == picked,
+            "pareto": row["name"] in front,
+            "reason": reasons[row["name"]],
+        }
     machine = host()
     warnings = [*feeds.warnings, *_doubts(machine, base, rows, device)]
     return {
@@ -65,11 +74,21 @@ def run_record(
         },
         "data": {
             role: {"source": Path(f.source).name, "count": f.count, "sha256": f.sha256, "labels": f.labels}
-            for role, f in (("calibration", feeds.calibration), ("evaluation", feeds.evaluation), ("training", feeds.training))
+            for role, f in (
+                ("calibration", feeds.calibration),
+                ("evaluation", feeds.evaluation),
+                ("training", feeds.training),
+            )
             if f is not None
         },
         "preprocessing": feeds.preprocess.to_dict(),
-        "settings": {**asdict(limits), "to": list(formats), **asdict(recipe.bench), "prune": recipe.prune, "quantize": recipe.quantize},
+        "settings": {
+            **asdict(limits),
+            "to": list(formats),
+            **asdict(recipe.bench),
+            "prune": recipe.prune,
+            "quantize": recipe.quantize,
+        },
         "reference": {"runtime": reference.info, "accuracy": base},
         "candidates": rows,
         "picked": picked,
@@ -83,7 +102,9 @@ def _doubts(machine: dict, base: dict | None, rows: Sequence[dict], device: Devi
     if load > machine["cores"]:
         found.append(f"the machine was busy while it was measured (load {load:.1f} on {machine['cores']} cores)")
     if base and base["top1"] < 0.2 and base["top5"] is not None and base["top5"] < 0.4:
-        found.append(f"the source model itself has top-1 {base['top1']:.3f} on this data: check labels and preprocessing")
+        found.append(
+            f"the source model itself has top-1 {base['top1']:.3f} on this data: check labels and preprocessing"
+        )
     if device.transport != "local" or device.kind != "measured":
         found.append(f"latency was measured on this machine, not on {device.title}")
     elif device.name != "local":
@@ -106,7 +127,7 @@ def save_json(path: Path, data: Any) -> None:
     """Write JSON aside, then rename."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(data, indent=1, allow_nan=False, default=str), encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def write_bundle_of_picked(
@@ -207,6 +228,8 @@ def inspect_model(road: Road, art: Artifact) -> dict:
     """Run the inspector of the format in a worker."""
     file = registry.folder("inspectors") / f"{art.format if art.format != 'h5' else 'keras'}.py"
     if not file.is_file():
-        raise LeptonError(f"{art.path}: there is no inspector for {art.format}", "add one file to lepton_edge/inspectors")
+        raise LeptonError(
+            f"{art.path}: there is no inspector for {art.format}", "add one file to lepton_edge/inspectors"
+        )
     worker = road.workers.get(f"inspecting {art.path.name}")
     return worker.call("inspect", file=python_path(file), path=python_path(art.path))

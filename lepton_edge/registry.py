@@ -2,13 +2,15 @@
 
 Listing is instant, and a broken file can only break itself. Folders of the user's own are added through the
 environment variable LEPTON_EDGE_PLUGINS (paths separated by the system's path separator), each with the
-sub-folders ``converters``, ``passes`` and ``runtimes``.
+sub-folders ``converters``, ``formats``, ``passes``, ``runtimes`` and ``devices``.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -64,6 +66,37 @@ def _files(kind: str) -> list[Path]:
     ]
 
 
+@dataclass(frozen=True)
+class Format:
+    """One model format: how its bytes are recognised, and which files belong to a model."""
+
+    name: str
+    suffix: str
+    recognise: Callable[[Path, bytes], bool]
+    files: Callable[[Path], Sequence[Path]]
+    summary: str
+
+
+@cache
+def _format(file: Path) -> Format:
+    spec = importlib.util.spec_from_file_location(f"lepton_format_{file.stem}", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        summary = (module.__doc__ or "").split("\n", 1)[0].rstrip(".")
+        return Format(
+            file.stem, module.SUFFIX, module.recognise, getattr(module, "files", lambda path: [path]), summary
+        )
+    except (SyntaxError, ImportError, AttributeError) as e:
+        raise LeptonError(f"{file}: cannot be read as a format ({e})", "repair or remove the file") from e
+
+
+def formats() -> dict[str, Format]:
+    """Every format by name. These files are imported, for they are small and use the standard library only."""
+    return {f.stem: _format(f) for f in _files("formats")}
+
+
 def steps() -> list[Step]:
     """Every conversion and pass, broken ones included (their ``broken`` says why)."""
     found = []
@@ -110,9 +143,7 @@ def runtime_for(format_: str, name: str | None = None) -> Runtime:
         if chosen is None:
             raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, [r.name for r in known]))
         if format_ not in chosen.formats:
-            raise UsageError(
-                f"runtime '{name}' does not run {format_} models", f"it runs: {', '.join(chosen.formats)}"
-            )
+            raise UsageError(f"runtime '{name}' does not run {format_} models", f"it runs: {', '.join(chosen.formats)}")
         fit = [chosen]
     else:
         fit = sorted((r for r in known if format_ in r.formats and not r.broken), key=lambda r: r.cost)

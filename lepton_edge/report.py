@@ -4,13 +4,14 @@ Rules:
 - `run.json` is checked before anything is drawn: a wrong type is an error that names the place.
 - A number that was not measured is an en dash that says why; nothing is filled in.
 - Latencies are compared only on the same machine, and "no difference" is an answer.
-- Names, errors and notes come from untrusted files: control characters are dropped here, the templates escape.
+- Names, errors and notes come from untrusted files: control characters go here, the templates escape.
 - All three texts are made before the first is written, each is written aside and moved into place.
 """
 
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 import math
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lepton_edge import plots
 from lepton_edge.errors import LeptonError
@@ -40,42 +41,87 @@ SHAPE: dict[str, Any] = {
     "created": str,
     "seconds?": NUMBER,
     "tool": {"name": str, "version": str},
-    "host": {"cpu?": str, "cores?": NUMBER, "isa?": [str], "governor?": str, "memory_gb?": NUMBER, "os?": str,
-             "python?": str, "packages?": {"*": str}},
+    "host": {
+        "cpu?": str,
+        "cores?": NUMBER,
+        "isa?": [str],
+        "governor?": str,
+        "memory_gb?": NUMBER,
+        "os?": str,
+        "python?": str,
+        "packages?": {"*": str},
+        "unknown?": {"*": str},
+    },
     "device": {"name": str, "title?": str, "kind?": str},
-    "model": {"name": str, "format": str, "sha256?": str, "size_bytes?": NUMBER,
-              "inputs?": [{"name": str, "shape?": [ANY], "dtype?": str}],
-              "outputs?": [{"name": str, "shape?": [ANY], "dtype?": str}]},
-    "data?": {"calibration?": {"source?": str, "count?": NUMBER},
-              "evaluation?": {"source?": str, "count?": NUMBER, "labels?": bool}},
+    "model": {
+        "name": str,
+        "format": str,
+        "sha256?": str,
+        "size_bytes?": NUMBER,
+        "inputs?": [{"name": str, "shape?": [ANY], "dtype?": str}],
+        "outputs?": [{"name": str, "shape?": [ANY], "dtype?": str}],
+    },
+    "data?": {
+        "calibration?": {"source?": str, "count?": NUMBER},
+        "evaluation?": {"source?": str, "count?": NUMBER, "labels?": bool},
+    },
     "preprocessing?": {"*": ANY},
-    "settings": {"to?": [str], "max_drop?": NUMBER, "max_size?": NUMBER, "max_latency?": NUMBER,
-                 "threads?": NUMBER, "seed?": NUMBER},
+    "settings": {
+        "to?": [str],
+        "max_drop?": NUMBER,
+        "max_size?": NUMBER,
+        "max_latency?": NUMBER,
+        "threads?": NUMBER,
+        "seed?": NUMBER,
+    },
     "reference?": {"runtime?": ANY, "accuracy?": {"top1?": NUMBER, "top5?": NUMBER, "count?": NUMBER}},
-    "candidates": [{
-        "name": str, "format": str, "scheme": str, "status": str, "path?": str, "sha256?": str,
-        "size_bytes?": NUMBER, "zip_bytes?": NUMBER,
-        "steps?": [{"step": str, "seconds?": NUMBER, "cached?": bool, "options?": {"*": ANY}, "notes?": [str]}],
-        "error?": {"message": str, "hint?": str},
-        "runtime?": {"runtime?": str, "version?": str},
-        "parity?": {**_PARITY, "kind?": str, "outputs?": {"*": _PARITY}},
-        "accuracy?": {"top1": NUMBER, "top5?": NUMBER, "count?": NUMBER, "ci95?": PAIR},
-        "drop_points?": NUMBER,
-        "latency?": {"kind?": str, "p50_ms": NUMBER, "p50_ci?": PAIR, "p90_ms?": NUMBER, "p95_ms?": NUMBER,
-                     "p95_ci?": PAIR, "p99_ms?": NUMBER, "mean_ms?": NUMBER, "count?": NUMBER, "rounds?": NUMBER,
-                     "first_ms?": NUMBER, "load_ms?": NUMBER, "peak_rss_mb?": NUMBER, "threads?": NUMBER,
-                     "samples_ns?": [[NUMBER]]},
-        "ratio?": {"to": str, "median": NUMBER, "ci95?": PAIR, "verdict?": str},
-        "picked?": bool, "pareto?": bool, "reason?": str,
-    }],
+    "candidates": [
+        {
+            "name": str,
+            "format": str,
+            "scheme": str,
+            "status": str,
+            "path?": str,
+            "sha256?": str,
+            "size_bytes?": NUMBER,
+            "zip_bytes?": NUMBER,
+            "steps?": [{"step": str, "seconds?": NUMBER, "cached?": bool, "options?": {"*": ANY}, "notes?": [str]}],
+            "error?": {"message": str, "hint?": str},
+            "runtime?": {"runtime?": str, "version?": str},
+            "parity?": {**_PARITY, "kind?": str, "outputs?": {"*": _PARITY}},
+            "accuracy?": {"top1": NUMBER, "top5?": NUMBER, "count?": NUMBER, "ci95?": PAIR},
+            "drop_points?": NUMBER,
+            "latency?": {
+                "kind?": str,
+                "p50_ms": NUMBER,
+                "p50_ci?": PAIR,
+                "p90_ms?": NUMBER,
+                "p95_ms?": NUMBER,
+                "p95_ci?": PAIR,
+                "p99_ms?": NUMBER,
+                "mean_ms?": NUMBER,
+                "count?": NUMBER,
+                "rounds?": NUMBER,
+                "first_ms?": NUMBER,
+                "load_ms?": NUMBER,
+                "peak_rss_mb?": NUMBER,
+                "threads?": NUMBER,
+                "samples_ns?": [[NUMBER]],
+            },
+            "ratio?": {"to": str, "median": NUMBER, "ci95?": PAIR, "verdict?": str},
+            "picked?": bool,
+            "pareto?": bool,
+            "reason?": str,
+        }
+    ],
     "picked?": str,
     "warnings?": [str],
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as printed: `sub` is the smaller second line, `title` the explanation, `sort` the raw number."""
+    """One value as printed: `sub` is the smaller second line, `title` explains, `sort` is the raw number."""
 
     text: str
     sub: str = ""
@@ -97,10 +143,13 @@ def load_run(path: Path) -> dict[str, Any]:
         run = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeptonError(
-            f"{file}: no run to read", hint="give the folder a `lepton-edge compress` run wrote, or its run.json"
+            f"{file}: no run to read",
+            hint="give the folder a `lepton-edge compress` run wrote, or its run.json",
         ) from None
     except OSError as err:
-        raise LeptonError(f"{file}: reading the run: {err.strerror}", hint="check the path and its permissions") from None
+        raise LeptonError(
+            f"{file}: reading the run: {err.strerror}", hint="check the path and its permissions"
+        ) from None
     except (ValueError, RecursionError) as err:
         raise LeptonError(
             f"{file}: reading the run: not valid JSON ({err})",
@@ -115,11 +164,15 @@ def check_run(run: Any, where: str = "run") -> None:
     found = run.get("schema") if isinstance(run, dict) else None
     version = re.fullmatch(r"lepton-edge\.run/(\d{1,9})", found) if isinstance(found, str) else None
     if not version:
-        raise LeptonError(f"{where}: not a Lepton Edge run (schema is {found!r}, {SCHEMA!r} was expected)",
-                          hint="give the run.json of a `lepton-edge compress` run")  # fmt: skip
+        raise LeptonError(
+            f"{where}: not a Lepton Edge run (schema is {found!r}, {SCHEMA!r} was expected)",
+            hint="give the run.json of a `lepton-edge compress` run",
+        )
     if found != SCHEMA:
-        raise LeptonError(f"{where}: written by another lepton-edge (schema {found}, this one reads {SCHEMA})",
-                          hint="upgrade lepton-edge, or repeat the run with this version")  # fmt: skip
+        raise LeptonError(
+            f"{where}: written by another lepton-edge (schema {found}, this one reads {SCHEMA})",
+            hint="upgrade lepton-edge, or repeat the run with this version",
+        )
     hint = "the file was edited or damaged; repeat the run"
     problem = _mismatch(run, SHAPE, "")
     if problem:
@@ -232,7 +285,7 @@ def _interval(pair: Any, places: int, scale: float = 1.0) -> str:
     return f"[{number(pair[0] * scale, places)}, {number(pair[1] * scale, places)}]"
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[Any]:
     """True for a finite number, or a pair of them."""
     if isinstance(value, list | tuple):
         return all(_finite(v) for v in value)
@@ -311,8 +364,11 @@ def _agreement_cell(p: dict[str, Any] | None) -> Cell:
     if not _finite(p.get("agreement")):
         return missing("the outputs are not class scores: there is no top-1 to agree on")
     places = _percent_places(p.get("count"))
-    return Cell(f"{number(p['agreement'] * 100, places)} %",
-                title=_count_title(p, "same top-1 as the source model"), sort=p["agreement"])  # fmt: skip
+    return Cell(
+        f"{number(p['agreement'] * 100, places)} %",
+        title=_count_title(p, "same top-1 as the source model"),
+        sort=p["agreement"],
+    )
 
 
 def _count_title(p: dict[str, Any], text: str) -> str:
@@ -325,7 +381,10 @@ def _plain_cell(p: dict[str, Any], key: str, text: str) -> Cell:
         return missing("an output held a value that is not a number")
     if value is None:
         return missing(f"{text} was not computed")
-    return Cell(f"{value:.6f}" if key == "cosine" else f"{value:.2e}".replace("-", MINUS) if value else "0", sort=value)
+    return Cell(
+        f"{value:.6f}" if key == "cosine" else f"{value:.2e}".replace("-", MINUS) if value else "0",
+        sort=value,
+    )
 
 
 def _size_cell(c: dict[str, Any], run: dict[str, Any]) -> Cell:
@@ -334,7 +393,7 @@ def _size_cell(c: dict[str, Any], run: dict[str, Any]) -> Cell:
     float_file = baseline(run, c)
     ratio = ""
     if float_file and float_file.get("size_bytes") and c["size_bytes"]:
-        ratio = f"{number(c['size_bytes'] / float_file['size_bytes'], 2)}× of float"
+        ratio = f"{number(c['size_bytes'] / float_file['size_bytes'], 2)}× float"
     return Cell(size(c["size_bytes"]), ratio, f"{c['size_bytes']:,} bytes on disk", c["size_bytes"])
 
 
@@ -367,7 +426,8 @@ def _time_cell(c: dict[str, Any], key: str) -> Cell:
 def speed(c: dict[str, Any]) -> tuple[float, tuple[float, float] | None, str] | None:
     """How many times as fast as its float file a candidate is, the interval and the verdict.
 
-    run.json holds the ratio of times, below 1 for a faster candidate: this is its inverse. None if not measured.
+    run.json holds the ratio of times, below 1 for a faster candidate: this is its inverse.
+    None if it was not measured.
     """
     ratio = c.get("ratio")
     if not ratio or not _finite(ratio["median"]) or ratio["median"] <= 0:
@@ -413,20 +473,33 @@ def _text(value: Any) -> str:
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("accuracy", "Accuracy", "top-1 on the evaluation data, 95 % interval below"),
     ("drop", "Drop, points", "percentage points below the reference model"),
-    ("sqnr", "SQNR", "signal to quantization noise ratio against the source model's outputs; higher is closer"),
+    (
+        "sqnr",
+        "SQNR",
+        "signal to quantization noise ratio against the source model's outputs; higher is closer",
+    ),
     ("agreement", "Agreement", "share of samples with the source model's top-1"),
     ("size", "Size", "bytes on disk"),
     ("zip", "Zipped", "bytes of the file zipped, as an app store or an update ships it"),
     ("p50", "p50, ms", "median latency, 95 % interval below"),
-    ("p95", "p95, ms", "95th percentile of latency; left out when there are too few samples for its interval"),
-    ("speed", "Speed vs float", "how many times the speed of the float32 file of the same format, 95 % interval below"),
+    (
+        "p95",
+        "p95, ms",
+        "95th percentile of latency; left out when there are too few samples for its interval",
+    ),
+    (
+        "speed",
+        "Speed to float",
+        "how many times the speed of the float32 file of the same format, 95 % interval below",
+    ),
 )
 
 
 def view(run: dict[str, Any]) -> dict[str, Any]:
     """Everything the templates print, as text. `run` must have passed `check_run` and `clean`."""
     labelled = any(c.get("accuracy") for c in run["candidates"])
-    shown = [col for col in COLUMNS if labelled or col[0] not in ("accuracy", "drop")]
+    ran = any(c["status"] == "ok" for c in run["candidates"])
+    shown = [col for col in COLUMNS if ran and (labelled or col[0] not in ("accuracy", "drop"))]
     rows = [_row(c, run) for c in run["candidates"]]
     return {
         "title": run["model"]["name"],
@@ -549,8 +622,14 @@ def _tiles(run: dict[str, Any]) -> list[dict[str, Any]]:
         return [_size_tile(picked, run), _speed_tile(picked, run), _quality_tile(picked, run)]
     ok = [c for c in run["candidates"] if c["status"] == "ok"]
     made = [
-        (_size_tile, min((c for c in ok if c.get("size_bytes")), key=lambda c: c["size_bytes"], default=None)),
-        (_speed_tile, min((c for c in ok if c.get("latency")), key=lambda c: c["latency"]["p50_ms"], default=None)),
+        (
+            _size_tile,
+            min((c for c in ok if c.get("size_bytes")), key=lambda c: c["size_bytes"], default=None),
+        ),
+        (
+            _speed_tile,
+            min((c for c in ok if c.get("latency")), key=lambda c: c["latency"]["p50_ms"], default=None),
+        ),
         (
             _quality_tile,
             min((c for c in ok if _finite(c.get("drop_points"))), key=lambda c: c["drop_points"], default=None),
@@ -562,15 +641,16 @@ def _tiles(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _size_tile(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     other, own = baseline(run, c), c.get("size_bytes")
-    name, before = (other["name"], other.get("size_bytes")) if other else (
-        run["model"]["name"], run["model"].get("size_bytes"))  # fmt: skip
+    name, before = (
+        (other["name"], other.get("size_bytes")) if other else (run["model"]["name"], run["model"].get("size_bytes"))
+    )
     if not own or not before:
         return {"label": "Size", "cell": missing("a size is not known"), "note": ""}
     ratio = before / own
-    text = f"{number(ratio, 2)}× smaller" if ratio >= 1 else f"{number(1 / ratio, 2)}× larger"
+    text = f"{number(ratio)}× smaller" if ratio >= 1 else f"{number(1 / ratio)}× larger"
     if text.startswith("1.00"):
         text = "same size"
-    return {"label": "Size", "cell": Cell(text), "note": f"{size(own)}, {name} has {size(before)}"}
+    return {"label": "Size", "cell": Cell(text), "note": f"{size(own)} against {size(before)} of {name}"}
 
 
 def _speed_tile(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
@@ -583,10 +663,10 @@ def _speed_tile(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     times, pair, word = found
     if word == "slower":  # read the other way round: 2x slower, not 0.5x the speed
         times, pair = 1 / times, (1 / pair[1], 1 / pair[0]) if pair else None
-    text = word if word == "no difference" else f"{number(times, 2)}× {word}"
-    interval = f"{_interval(pair, 2)} " if pair else ""
-    note = f"{interval}{'to' if word == 'no difference' else 'than'} {c['ratio']['to']}"
-    return {"label": "Latency", "cell": Cell(text), "note": f"{note}; p50 {p50.text} ms, {_kind_of(c)}"}
+    text = word if word == "no difference" else f"{number(times)}× {word}"
+    interval = f"{_interval(pair, decimals(times))} " if pair else ""
+    note = f"{interval}against {c['ratio']['to']}, p50 {p50.text} ms, {_kind_of(c)}"
+    return {"label": "Latency", "cell": Cell(text), "note": note}
 
 
 def _kind_of(c: dict[str, Any]) -> str:
@@ -598,13 +678,17 @@ def _quality_tile(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     if not drop.missing:
         acc = _accuracy_cell(c, run)
         lost = drop.sort or 0.0
-        text = "no change" if not lost else f"{number(abs(lost), decimals_of(drop.text))} points {'lost' if lost > 0 else 'gained'}"
+        text = (
+            "no change"
+            if not lost
+            else f"{number(abs(lost), decimals_of(drop.text))} points {'lost' if lost > 0 else 'gained'}"
+        )
         reference = ((run.get("reference") or {}).get("accuracy") or {}).get("top1")
         before = f", reference {number(reference * 100, decimals_of(acc.text))} %" if _finite(reference) else ""
         return {"label": "Accuracy", "cell": Cell(text), "note": f"{acc.text} {acc.sub}".strip() + before}
     agree = _agreement_cell(c.get("parity"))
     note = f"{agree.text} same top-1" if not agree.missing else "outputs against the source model"
-    return {"label": "Parity", "cell": parity, "note": f"{note}; no labels to score accuracy with"}
+    return {"label": "Parity", "cell": parity, "note": f"{note}; no labels, so no accuracy"}
 
 
 def decimals_of(text: str) -> int:
@@ -616,8 +700,17 @@ def _byline(run: dict[str, Any]) -> str:
     device = run["device"].get("title") or run["device"]["name"]
     took = f"took {duration(run['seconds'])}" if _finite(run.get("seconds")) else ""
     count = len(run["candidates"])
-    parts = [run["created"], device, f"{count} candidate{'s' * (count != 1)}", took]
+    parts = [_moment(run["created"]), device, f"{count} candidate{'s' * (count != 1)}", took]
     return " · ".join(p for p in parts if p)
+
+
+def _moment(text: str) -> str:
+    """An ISO-8601 time to the minute; text that is none stays as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{when:%Y-%m-%d %H:%M}{' UTC' if when.utcoffset() == datetime.timedelta(0) else f'{when:%z}'}"
 
 
 def _parity_rows(c: dict[str, Any]) -> list[dict[str, Any]]:
@@ -647,16 +740,23 @@ def _environment(run: dict[str, Any]) -> list[tuple[str, Cell]]:
     host, device = run["host"], run["device"]
 
     def known(key: str, show: Any = str, why: str = "not recorded") -> Cell:
-        return Cell(show(host[key])) if host.get(key) not in (None, [], "") else missing(why)
+        reason = (host.get("unknown") or {}).get(key) or why
+        return Cell(show(host[key])) if host.get(key) not in (None, [], "") else missing(reason)
 
     packages = host.get("packages") or {}
     listed = ", ".join(f"{k} {packages[k]}" for k in sorted(packages))
     return [
-        ("Device", Cell(f"{device.get('title') or device['name']} ({device.get('kind') or 'kind not recorded'})")),
+        (
+            "Device",
+            Cell(f"{device.get('title') or device['name']} ({device.get('kind') or 'kind not recorded'})"),
+        ),
         ("CPU", known("cpu")),
         ("Cores", known("cores", lambda v: f"{v:g}")),
         ("Instruction sets", known("isa", ", ".join, "none was recognised")),
-        ("Frequency governor", known("governor", str, "this system does not tell: frequency may have varied")),
+        (
+            "Frequency governor",
+            known("governor", str, "this system does not tell: frequency may have varied"),
+        ),
         ("Memory", known("memory_gb", lambda v: f"{v:.1f} GB")),
         ("System", known("os")),
         ("Python", known("python")),
@@ -665,16 +765,18 @@ def _environment(run: dict[str, Any]) -> list[tuple[str, Cell]]:
     ]
 
 
+def _spec(s: dict[str, Any]) -> str:
+    """An input or output as 'image [?, 28, 28, 1] float32'."""
+    shape = ", ".join("?" if d is None else str(d) for d in s.get("shape") or [])
+    return f"{s['name']} [{shape}] {s.get('dtype') or ''}".strip()
+
+
 def _data(run: dict[str, Any]) -> list[tuple[str, Cell]]:
     model, data, settings = run["model"], run.get("data") or {}, run["settings"]
 
     def specs(key: str) -> Cell:
         found = model.get(key) or []
-        said = [
-            f"{s['name']} [{', '.join('?' if d is None else str(d) for d in s.get('shape') or [])}] {s.get('dtype') or ''}"
-            for s in found
-        ]
-        return Cell("; ".join(t.strip() for t in said)) if said else missing("not recorded")
+        return Cell("; ".join(_spec(s) for s in found)) if found else missing("not recorded")
 
     def samples(key: str, extra: str = "") -> Cell:
         part = data.get(key) or {}
@@ -732,8 +834,9 @@ def how_to_read(run: dict[str, Any]) -> list[str]:
         said.append("Accuracy is measured on the evaluation data; drop is in percentage points below the reference.")
     said.append(
         "Parity is measured on the same samples in the source model and in the artefact: SQNR is "
-        "10·log10(Σ ref² / Σ (ref − out)²) in dB over all outputs, agreement the share of samples with the same top-1. "
-        "Size is the file on disk, kB is 1,000 bytes. A dash is a number that was not measured; rest on it for the reason."
+        "10·log10(Σ ref² / Σ (ref − out)²) in dB over all outputs, agreement the share of samples with the "
+        "same top-1. Size is the file on disk, kB is 1,000 bytes. A dash is a number that was not measured; "
+        "rest on it for the reason."
     )
     return said
 
@@ -785,7 +888,7 @@ def _tradeoff(run: dict[str, Any], timed: list[dict[str, Any]], style: plots.Sty
         if _finite(top1):
             reference = (top1 * 100, "reference")
             drop = run["settings"].get("max_drop")
-            floor = (top1 * 100 - drop, f"limit: {drop:g} lower") if drop else None
+            floor = (top1 * 100 - drop, f"limit: {drop:g} {'point' if drop == 1 else 'points'} lower") if drop else None
     else:
         what, y_label, lane = "SQNR", "SQNR, dB (higher is closer to the source)", SQNR_LANE
         compared = [c for c in timed if not _sqnr_cell(c.get("parity")).missing]
@@ -796,9 +899,15 @@ def _tradeoff(run: dict[str, Any], timed: list[dict[str, Any]], style: plots.Sty
     limit = run["settings"].get("max_latency")
     log = plots.wants_log(v for p in points for v in (p.x, *(p.x_ci or ())))
     svg = plots.tradeoff(
-        points, style, x_label=f"p50 {_times_label(shown, log)}", y_label=y_label, lane=lane, reference=reference,
-        floor=floor, x_limit=(limit, "limit") if limit else None,
-    )  # fmt: skip
+        points,
+        style,
+        x_label=f"p50 {_times_label(shown, log)}",
+        y_label=y_label,
+        lane=lane,
+        reference=reference,
+        floor=floor,
+        x_limit=(limit, "limit") if limit else None,
+    )
     names = "Bars are 95 % intervals. " if any(p.x_ci or p.y_ci for p in points) else ""
     return {
         "svg": svg,
@@ -837,21 +946,33 @@ def _sizes(run: dict[str, Any], ok: list[dict[str, Any]], style: plots.Style) ->
     biggest = max([c["size_bytes"] for c in files] + ([source] if source else []))
     scale, unit = next((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")) if biggest >= s or s == 1)
     bars = [
-        plots.Bar(_mark(c, run), c["size_bytes"] / scale, (c.get("zip_bytes") or 0) / scale or None, size(c["size_bytes"]))
+        plots.Bar(
+            _mark(c, run),
+            c["size_bytes"] / scale,
+            (c.get("zip_bytes") or 0) / scale or None,
+            size(c["size_bytes"]),
+        )
         for c in files
     ]
     if source:
         name = run["model"]["name"]
-        bars.insert(0, plots.Bar(plots.Mark(name, "", "", tip=f"{name}: the source model"), source / scale, None, size(source)))
+        bars.insert(
+            0,
+            plots.Bar(plots.Mark(name, "", "", tip=f"{name}: the source model"), source / scale, None, size(source)),
+        )
     svg = plots.sizes(bars, style, x_label=f"size on disk, {unit}", limit=(limit / scale, "limit") if limit else None)
-    return {"svg": svg, "title": "Size", "caption": "Bar: file on disk, dark tick: the same file zipped, grey: the source."}
+    return {
+        "svg": svg,
+        "title": "Size",
+        "caption": "Bar: file on disk, dark tick: the same file zipped, grey: the source.",
+    }
 
 
 # ---------------------------------------------------------------- writing
 
 
 def render(run: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """Write report.html, report.md and report.csv into `folder`; returns {"html": path, "md": path, "csv": path}.
+    """Write report.html, report.md and report.csv into `folder`; returns their paths by "html", "md", "csv".
 
     The HTML is one file without external resources; the same run gives the same bytes.
     Raises LeptonError when `run` does not fit the schema or the folder cannot be written.
@@ -865,7 +986,8 @@ def render(run: dict[str, Any], folder: Path) -> dict[str, Path]:
         return {kind: _write(folder / f"report.{kind}", text) for kind, text in texts.items()}
     except OSError as err:
         raise LeptonError(
-            f"{folder}: writing the report: {err.strerror}", hint="check that the folder can be written and has space"
+            f"{folder}: writing the report: {err.strerror}",
+            hint="check that the folder can be written and has space",
         ) from None
 
 
@@ -874,7 +996,7 @@ def _write(path: Path, text: str) -> Path:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     return path
@@ -884,8 +1006,14 @@ def _template(name: str, **options: Any) -> Any:
     import jinja2
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    env = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-                             keep_trailing_newline=True, **options)  # fmt: skip
+    env = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
     env.filters["md"] = markdown_escape
     return env.get_template(name)
 
@@ -905,10 +1033,11 @@ def markdown_text(shown: dict[str, Any]) -> str:
 
 def markdown_escape(value: Any) -> str:
     """Text that Markdown shows as it is, also in a table cell and at the start of a line."""
-    text = re.sub(r"([\\`*|\[\]~$])", r"\\\1", str(value))
+    text = re.sub(r"([\\`*|~$]|\](?=[(:\[]))", r"\\\1", str(value))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
-    return re.sub(r"^([#+=-]|\d+(?=[.)]))", lambda m: m[0] + "\\" if m[0].isdigit() else "\\" + m[0], text)
+    text = re.sub(r"^([#+=-])", r"\\\1", text)
+    return re.sub(r"^(\d+)([.)](?:\s|$))", r"\1\\\2", text)
 
 
 def csv_text(run: dict[str, Any]) -> str:
@@ -974,7 +1103,7 @@ def _csv_value(value: Any) -> Any:
 
 # ---------------------------------------------------------------- two runs
 
-SAME_MACHINE = ("cpu", "cores", "isa", "memory_gb", "os")
+SAME_MACHINE = ("cpu", "machine", "cores", "isa")
 
 
 def diff(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -982,8 +1111,9 @@ def diff(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
     Latencies are compared only when both were taken on the same machine and device in the same way; where
     their p50 intervals overlap the answer is "no difference". Accuracies are compared only on the same data.
-    Returns {"a", "b", "comparable": {"latency", "accuracy"}, "warnings", "added", "removed", "candidates", "picked"};
-    every candidate holds "accuracy", "size", "latency" as {"a", "b", "delta" | "ratio", "verdict"}.
+    Returns {"a", "b", "comparable": {"latency", "accuracy"}, "warnings", "added", "removed", "candidates",
+    "picked"}; every candidate holds "accuracy", "size" and "latency" as {"a", "b", "delta_points" or "ratio",
+    "verdict"}.
     """
     check_run(a, "first run")
     check_run(b, "second run")
@@ -997,8 +1127,9 @@ def diff(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         warnings.append(f"different evaluation data ({'; '.join(data)}): accuracies are not compared")
     if a["model"].get("sha256") != b["model"].get("sha256"):
         warnings.append("the source models differ: the changes below are not the tool's alone")
-    if not hosts and a["host"].get("governor") != b["host"].get("governor"):
-        warnings.append("the frequency governor changed between the runs: latencies may differ for that reason")
+    for key, name in (("governor", "frequency governor"), ("os", "operating system")):
+        if not hosts and a["host"].get(key) != b["host"].get(key):
+            warnings.append(f"the {name} changed between the runs: latencies may differ for that reason")
     packages = _changed(a["host"].get("packages") or {}, b["host"].get("packages") or {})
     if packages:
         warnings.append(f"package versions changed: {'; '.join(packages)}")
@@ -1018,14 +1149,20 @@ def diff(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(run: dict[str, Any]) -> dict[str, Any]:
-    return {"model": run["model"]["name"], "sha256": run["model"].get("sha256"), "created": run["created"],
-            "device": run["device"].get("title") or run["device"]["name"], "tool": run["tool"]["version"]}  # fmt: skip
+    return {
+        "model": run["model"]["name"],
+        "sha256": run["model"].get("sha256"),
+        "created": run["created"],
+        "device": run["device"].get("title") or run["device"]["name"],
+        "tool": run["tool"]["version"],
+    }
 
 
 def _host_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     def machine(run: dict[str, Any]) -> dict[str, Any]:
         host = {k: run["host"].get(k) for k in SAME_MACHINE}
         host["isa"] = sorted(host["isa"] or [])
+        host["memory, GB"] = round(run["host"].get("memory_gb") or 0)
         device = {"device": run["device"]["name"], "device kind": run["device"].get("kind")}
         return host | device
 
@@ -1103,8 +1240,15 @@ def diff_rows(d: dict[str, Any]) -> list[list[str]]:
     rows = [["candidate", "accuracy", "size", "latency p50", "status"]]
     for c in d["candidates"]:
         old, new = c["status"]["a"], c["status"]["b"]
-        rows.append([c["name"], _accuracy_text(c["accuracy"]), _size_text(c["size"]), _latency_text(c["latency"]),
-                     old if old == new else f"{old} → {new}"])  # fmt: skip
+        rows.append(
+            [
+                c["name"],
+                _accuracy_text(c["accuracy"]),
+                _size_text(c["size"]),
+                _latency_text(c["latency"]),
+                old if old == new else f"{old} → {new}",
+            ]
+        )
     rows += [[name, DASH, DASH, DASH, "added"] for name in d["added"]]
     rows += [[name, DASH, DASH, DASH, "removed"] for name in d["removed"]]
     return rows
@@ -1114,9 +1258,10 @@ def _accuracy_text(c: dict[str, Any]) -> str:
     if c["delta_points"] is None:
         return c["verdict"]
     old, new = (number(c[k] * 100, 2) for k in ("a", "b"))
-    return f"{new} % (same)" if c["verdict"] == "same" else (
-        f"{old} → {new} % ({'+' if c['delta_points'] > 0 else ''}{number(c['delta_points'], 2)} points, {c['verdict']})"
-    )  # fmt: skip
+    if c["verdict"] == "same":
+        return f"{new} % (same)"
+    sign = "+" if c["delta_points"] > 0 else ""
+    return f"{old} → {new} % ({sign}{number(c['delta_points'], 2)} points, {c['verdict']})"
 
 
 def _size_text(c: dict[str, Any]) -> str:
@@ -1133,7 +1278,11 @@ def _latency_text(c: dict[str, Any]) -> str:
     if c["ratio"] is None:
         return f"{number(c['a'])} ms and {number(c['b'])} ms ({c['verdict']})"
     times = f"{number(c['a'])} → {number(c['b'])} ms"
-    return f"{times} ({c['verdict']})" if c["verdict"].startswith("no ") else f"{times} ({c['verdict']}, {number(c['ratio'], 2)}×)"
+    return (
+        f"{times} ({c['verdict']})"
+        if c["verdict"].startswith("no ")
+        else f"{times} ({c['verdict']}, {number(c['ratio'], 2)}×)"
+    )
 
 
 def render_diff_text(d: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,6 @@ def publishing(out: Path) -> Iterator[Path]:
         build.mkdir()
         yield build
         if out.exists():
-            os.replace(out, scratch / "old")
-        os.replace(build, out)
+            out.replace(scratch / "old")
+        build.replace(out)
         shutil.rmtree(scratch / "old", ignore_errors=True)

@@ -14,5 +14,8 @@ def sample() -> tuple[Path, Recipe]:
     place = folder("samples")
     model, recipe = place / "fashion_cnn.keras", place / "fashion.toml"
     if not model.is_file() or not recipe.is_file():
-        raise LeptonError(f"{place}: the embedded sample is not installed", "give a model: lepton-edge compress MODEL --data ...")
+        raise LeptonError(
+            f"{place}: the embedded sample is not installed",
+            "give a model: lepton-edge compress MODEL --data ...",
+        )
     return model, load(recipe)

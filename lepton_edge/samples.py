@@ -34,49 +34,46 @@ class Feeds:
 
     def labels(self) -> Any | None:
         """The labels of the evaluation samples: int64 [count], or None."""
-        import numpy as np
-
-        if not self.evaluation.labels:
-            return None
-        return np.load(self.evaluation.folder / "y.npy", allow_pickle=False)
+        return self.evaluation.label_array()
 
 
-def open_feeds(road: Road, source: Source, recipe: Recipe, *, seeded: bool = False) -> Feeds:
-    """Read the recipe's data for the inputs of ``source``.
+def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] = (), *, seeded: bool = False) -> Feeds:
+    """Read the recipe's data for the inputs of ``source``: what ``verbs`` work on, and the evaluation samples.
 
     ``seeded``: where no data is given, make up seeded random samples instead of raising LeptonError.
     """
     data, preprocess = recipe.data, from_dict(recipe.preprocess)
-    if not (data.calibration or data.evaluation):
+    evaluated = data.evaluation or data.calibration or data.training
+    if evaluated is None:
         if not seeded:
-            raise LeptonError(
-                "no samples were given",
-                "name a .npz, .npy or image folder with --data (and one with labels the calibration has not seen with --eval)",
-            )
+            raise LeptonError("no samples were given", "name a .npz, .npy or image folder with --data")
         feed = stages.seeded_feed(source.inputs, road.folder("seeded"), seed=road.seed)
-        return Feeds(feed, None, None, preprocess, ("checked on seeded random inputs, for no data were given",))
+        note = "checked on seeded random inputs, for no data were given"
+        return Feeds(feed, None, None, preprocess, (note,))
+    if "quantize" in verbs and data.calibration is None:
+        raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
+    if "prune" in verbs and data.training is None:
+        raise LeptonError("prune needs labelled samples to fine-tune on", "name them with --train")
     warnings: list[str] = []
 
     def read(path: str, limit: int | None, role: str) -> Feed:
-        opened = open_data(Path(path), source.inputs, preprocess, limit=limit, role=role)
         road.progress.stage(f"reading {role} samples from {Path(path).name}")
-        feed = write_feed(opened, road.folder(role) / "feed", road.progress.update)
+        opened = open_data(Path(path), source.inputs, preprocess, limit=limit, role=role, seed=recipe.compress.seed)
         warnings.extend(f"{role} data: {note}" for note in opened.notes)
-        return feed
+        return write_feed(opened, road.folder(role) / "feed", road.progress.update)
 
-    calibration = read(data.calibration, data.samples, "calibration") if data.calibration else None
-    if data.evaluation:
-        evaluation = read(data.evaluation, data.evaluation_samples, "evaluation")
-        if calibration and calibration.sha256 == evaluation.sha256:
-            warnings.append("calibration and evaluation samples are the same: the accuracy is not that on unseen data")
-    else:
-        assert data.calibration is not None
-        # Everything that was given, not only the part that calibrates.
-        evaluation = read(data.calibration, data.evaluation_samples, "evaluation")
-        warnings.append("measured on the calibration samples, which the quantizer has seen: give unseen ones with --eval")
-    training = read(data.training, None, "training") if data.training else None
-    if len(evaluation.inputs) and evaluation.count < 100:
-        warnings.append(f"only {evaluation.count} evaluation samples: differences of a few points are within the noise")
+    evaluation = read(evaluated, data.evaluation_samples, "evaluation")
+    calibration = training = None
+    if "quantize" in verbs and data.calibration:
+        calibration = read(data.calibration, data.samples, "calibration")
+    if "prune" in verbs and data.training:
+        training = read(data.training, None, "training")
+    if verbs and evaluated != data.evaluation:
+        warnings.append("accuracy is measured on samples that compression has seen: give unseen ones with --eval")
+    elif calibration and calibration.sha256 == evaluation.sha256:
+        warnings.append("calibration and evaluation samples are the same: accuracy is not that on unseen data")
+    if evaluation.count < 100:
+        warnings.append(f"only {evaluation.count} evaluation samples: a few points of accuracy are noise")
     return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))
 
 
@@ -100,7 +97,9 @@ def match(first: Source, second: Source) -> tuple[Ports, Ports]:
 
 def _match(ours: Sequence[dict], theirs: Sequence[dict], what: str) -> Ports:
     if len(ours) != len(theirs):
-        raise LeptonError(f"{what} are {len(theirs)} where the first model has {len(ours)}", "compare models of one task")
+        raise LeptonError(
+            f"{what} are {len(theirs)} where the first model has {len(ours)}", "compare models of one task"
+        )
     by_name = {s["name"]: s for s in ours}
     named = set(by_name) == {s["name"] for s in theirs}
     ports = []

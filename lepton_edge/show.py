@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lepton_edge.report_format import bytes_text, dash, db, interval, ms, percent
+from lepton_edge.texts import DASH, db, interval, ms, percent, size
 
 _GOOD, _BAD = "green", "red"
 
@@ -18,9 +18,16 @@ def _console() -> Console:
     return Console(highlight=False)
 
 
+def _line(console: Console, text: str, style: str = "") -> None:
+    """One line, wrapped by the terminal and not by us, so that it can be copied and searched."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
 def _table(*columns: str, title: str | None = None) -> Table:
     """A table whose columns are right-aligned where the heading starts with '>'."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for c in columns:
         # Folded, never cut: what is shown has to be true, also on a narrow terminal.
         table.add_column(c.lstrip(">"), justify="right" if c.startswith(">") else "left", overflow="fold")
@@ -31,53 +38,73 @@ def run(record: dict, out: Path) -> None:
     """The candidates of a compress run, which one was picked and why, and where everything lies."""
     console = _console()
     base = record["reference"]["accuracy"]
-    title = f"{record['model']['name']} ({record['model']['format']}, {bytes_text(record['model']['size_bytes'])})"
+    title = f"{record['model']['name']} ({record['model']['format']}, {size(record['model']['size_bytes'])})"
     if base:
         title += f": top-1 {percent(base['top1'])} on {base['count']} samples"
-    table = _table("candidate", ">top-1", ">drop", ">SQNR dB", ">size", ">p50 ms", ">p95 ms", ">vs float", "", title=title)
+    table = _table(
+        "candidate",
+        ">top-1",
+        ">drop",
+        ">SQNR dB",
+        ">size",
+        ">p50 ms",
+        ">p95 ms",
+        ">vs float",
+        "",
+        title=title,
+    )
     for c in record["candidates"]:
-        ratio = f"{c['ratio']['median']:.2f}x" if c["ratio"] else dash()
+        ratio = f"{c['ratio']['median']:.2f}x" if c["ratio"] else DASH
         mark = "picked" if c["picked"] else "failed" if c["status"] == "failed" else ""
-        table.add_row(*_figures(c), ratio, mark, style=_GOOD if c["picked"] else _BAD if c["status"] == "failed" else None)
+        table.add_row(
+            *_figures(c),
+            ratio,
+            mark,
+            style=_GOOD if c["picked"] else _BAD if c["status"] == "failed" else None,
+        )
     console.print(table)
     for c in record["candidates"]:
         if c["picked"]:
-            console.print(Text(f"picked {c['name']}: {c['reason']}", style=_GOOD))
+            _line(console, f"picked {c['name']}: {c['reason']}", style=_GOOD)
     for c in record["candidates"]:
         if not c["picked"]:
-            console.print(Text(f"  not {c['name']}: {c['reason']}", style="dim"))
+            _line(console, f"  not {c['name']}: {c['reason']}", style="dim")
     warnings(record["warnings"])
-    console.print(Text(f"report: {out / 'report.html'}"))
+    _line(console, f"report: {out / 'report.html'}")
     if record["picked"]:
-        console.print(Text(f"bundle: {out / 'bundle'}"))
+        _line(console, f"bundle: {out / 'bundle'}")
 
 
 def _figures(c: dict) -> list[str]:
     accuracy, latency, parity = c["accuracy"], c["latency"], c["parity"]
     return [
         c["name"],
-        percent(accuracy["top1"]) if accuracy else dash(),
-        f"{c['drop_points']:+.2f}" if c["drop_points"] is not None else dash(),
-        db(parity["sqnr_db"]) if parity else dash(),
-        bytes_text(c["size_bytes"]) if c["size_bytes"] is not None else dash(),
-        f"{ms(latency['p50_ms'])} {interval(latency['p50_ci'])}" if latency else dash(),
-        ms(latency["p95_ms"]) if latency else dash(),
+        percent(accuracy["top1"]) if accuracy else DASH,
+        f"{c['drop_points']:+.2f}" if c["drop_points"] is not None else DASH,
+        db(parity["sqnr_db"]) if parity else DASH,
+        size(c["size_bytes"]) if c["size_bytes"] is not None else DASH,
+        f"{ms(latency['p50_ms'])} {interval(latency['p50_ci'])}" if latency else DASH,
+        ms(latency["p95_ms"]) if latency else DASH,
     ]
 
 
 def warnings(lines: list[str]) -> None:
     """Warnings, one a line."""
     for line in lines:
-        _console().print(Text(f"warning: {line}", style="yellow"))
+        _line(_console(), f"warning: {line}", style="yellow")
 
 
 def artifact(made: dict) -> None:
     """One artefact: where it lies and how it compares with its source."""
     console = _console()
-    console.print(Text(f"{made['path']}: {made['format']} {made['scheme']}, {bytes_text(made['size_bytes'])}", style="bold"))
+    _line(
+        console,
+        f"{made['path']}: {made['format']} {made['scheme']}, {size(made['size_bytes'])}",
+        style="bold",
+    )
     for step in made["steps"]:
         took = "from the store" if step["cached"] else f"{step['seconds']:.1f} s"
-        console.print(Text(f"  {step['step']} ({took})" + "".join(f"; {n}" for n in step["notes"]), style="dim"))
+        _line(console, f"  {step['step']} ({took})" + "".join(f"; {n}" for n in step["notes"]), style="dim")
     _parity(made)
     warnings(made["warnings"])
 
@@ -85,14 +112,14 @@ def artifact(made: dict) -> None:
 def _parity(figures: dict) -> None:
     table = _table("output", ">max abs", ">cosine", ">SQNR dB", ">agreement")
     for name, p in figures["parity"]["outputs"].items():
-        same = percent(p["agreement"]) if p["agreement"] is not None else dash()
+        same = percent(p["agreement"]) if p["agreement"] is not None else DASH
         table.add_row(Text(name), f"{p['max_abs']:.3g}", f"{p['cosine']:.6f}", db(p["sqnr_db"]), same)
     _console().print(table)
     if figures["accuracy"]:
         a = figures["accuracy"]
         line = f"top-1 {percent(a['top1'])} {interval(a['ci95'], 100)} on {a['count']} samples, drop {figures['drop_points']:+.2f} points"
-        _console().print(Text(line))
-    _console().print(Text(f"measured on {figures['parity']['count']} samples of {figures['data']}", style="dim"))
+        _line(_console(), line)
+    _line(_console(), f"measured on {figures['parity']['count']} samples of {figures['data']}", style="dim")
 
 
 def evaluation(result: dict) -> None:
@@ -101,25 +128,40 @@ def evaluation(result: dict) -> None:
     top5 = f", top-5 {percent(a['top5'])}" if a["top5"] is not None else ""
     runtime = f"{result['runtime'].get('runtime')} {result['runtime'].get('version', '')}".strip()
     line = f"{result['model']}: top-1 {percent(a['top1'])} {interval(a['ci95'], 100)}{top5} on {a['count']} samples in {runtime}"
-    _console().print(Text(line))
+    _line(_console(), line)
     warnings(result["warnings"])
 
 
 def timings(result: dict) -> None:
     """Latency of models measured together."""
-    table = _table("model", "runtime", ">size", ">p50 ms", ">p90 ms", ">p95 ms", ">p99 ms", ">first ms", ">peak MB", "vs first")
+    table = _table(
+        "model",
+        "runtime",
+        ">size",
+        ">p50 ms",
+        ">p90 ms",
+        ">p95 ms",
+        ">p99 ms",
+        ">first ms",
+        ">peak MB",
+        "vs first",
+    )
     for m in result["models"]:
         t = m["latency"]
         runtime = f"{m['runtime'].get('runtime')} {m['runtime'].get('version', '')}".strip()
         ratio = m["ratio"]
-        against = dash()
+        against = DASH
         if ratio:
             ends = ratio["ci95"]
-            against = f"{ratio['median']:.2f}x [{ends[0]:.2f}, {ends[1]:.2f}] {ratio['verdict']}" if ends else f"{ratio['median']:.2f}x"
+            against = (
+                f"{ratio['median']:.2f}x [{ends[0]:.2f}, {ends[1]:.2f}] {ratio['verdict']}"
+                if ends
+                else f"{ratio['median']:.2f}x"
+            )
         table.add_row(
             Text(m["name"]),
             runtime,
-            bytes_text(m["size_bytes"]),
+            size(m["size_bytes"]),
             f"{ms(t['p50_ms'])} {interval(t['p50_ci'])}",
             *(ms(t[f"p{p}_ms"]) for p in (90, 95, 99)),
             ms(t["first_ms"]),
@@ -129,12 +171,12 @@ def timings(result: dict) -> None:
     _console().print(table)
     t = result["models"][0]["latency"]
     line = f"measured: batch 1, {t['threads']} thread(s), {t['rounds']} interleaved rounds, 95 % intervals; {result['host']['cpu']}"
-    _console().print(Text(line, style="dim"))
+    _line(_console(), line, style="dim")
 
 
 def comparison(result: dict) -> None:
     """Parity of two models."""
-    _console().print(Text(f"{result['second']['name']} against {result['first']['name']}", style="bold"))
+    _line(_console(), f"{result['second']['name']} against {result['first']['name']}", style="bold")
     _parity(result)
     warnings(result["warnings"])
 
@@ -142,12 +184,21 @@ def comparison(result: dict) -> None:
 def inspection(facts: dict) -> None:
     """What is in a model file."""
     console = _console()
-    console.print(Text(f"{facts['name']}: {facts['format']}, {bytes_text(facts['size_bytes'])}", style="bold"))
+    _line(console, f"{facts['name']}: {facts['format']}, {size(facts['size_bytes'])}", style="bold")
     rows = _table("", "")
     for side in ("inputs", "outputs"):
         for spec in facts[side]:
             rows.add_row(side[:-1], Text(f"{spec['name']} {spec['dtype']} {spec['shape']}"))
-    for key in ("producer", "parameters", "nonzeros", "macs", "weight_bytes", "versions", "op_versions", "quantized"):
+    for key in (
+        "producer",
+        "parameters",
+        "nonzeros",
+        "macs",
+        "weight_bytes",
+        "versions",
+        "op_versions",
+        "quantized",
+    ):
         if facts.get(key) not in (None, {}, ""):
             value = facts[key]
             rows.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else Text(_flat(value)))
@@ -165,11 +216,11 @@ def inspection(facts: dict) -> None:
             Text(str(layer["op"])),
             f"{layer.get('parameters') or 0:,}",
             f"{layer.get('bytes') or 0:,}",
-            f"{macs:,}" if macs is not None else dash(),
+            f"{macs:,}" if macs is not None else DASH,
         )
     console.print(table)
     for note in facts.get("notes", []):
-        console.print(Text(f"note: {note}", style="dim"))
+        _line(console, f"note: {note}", style="dim")
 
 
 def _flat(value: Any) -> str:
@@ -181,7 +232,7 @@ def _flat(value: Any) -> str:
 def files(written: dict[str, str]) -> None:
     """Names of files that were written."""
     for path in written.values():
-        _console().print(Text(path))
+        _line(_console(), path)
 
 
 def change(difference: dict) -> None:
@@ -199,7 +250,7 @@ def change(difference: dict) -> None:
 def parts(found: dict) -> None:
     """Formats, steps and runtimes."""
     console = _console()
-    console.print(Text("formats: " + ", ".join(found["formats"])))
+    _line(console, "formats: " + ", ".join(found["formats"]))
     table = _table("step", "what it does", "state", title="\nsteps")
     for s in found["steps"]:
         table.add_row(s["name"], Text(s["summary"]), _state(s))
@@ -223,7 +274,12 @@ def checks(found: list[dict]) -> None:
     styles = {"ok": _GOOD, "warn": "yellow", "missing": "yellow", "error": _BAD}
     table = _table("", "check", "finding", "what to do")
     for c in found:
-        table.add_row(Text(c["status"], style=styles[c["status"]]), c["check"], Text(c["detail"]), Text(c.get("fix") or ""))
+        table.add_row(
+            Text(c["status"], style=styles[c["status"]]),
+            c["check"],
+            Text(c["detail"]),
+            Text(c.get("fix") or ""),
+        )
     _console().print(table)
 
 
@@ -231,7 +287,13 @@ def devices(found: list[dict]) -> None:
     """The known devices."""
     table = _table("device", "what it is", "CPU", "formats", "latency here is")
     for d in found:
-        table.add_row(d["name"], Text(d["title"]), Text(str(d.get("cpu") or "")), ", ".join(d.get("formats") or []), d["kind"])
+        table.add_row(
+            d["name"],
+            Text(d["title"]),
+            Text(str(d.get("cpu") or "")),
+            ", ".join(d.get("formats") or []),
+            d["kind"],
+        )
     _console().print(table)
 
 

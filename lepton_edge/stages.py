@@ -12,7 +12,7 @@ from typing import Any
 
 from lepton_edge import ports as wiring
 from lepton_edge import registry, store, verify
-from lepton_edge.artifact import SUFFIX, Artifact, open_artifact
+from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
@@ -124,7 +124,7 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
         road.progress.stage(f"{step.summary or step.name} [{step.name}]")
         registry.require(step.name, step.requires)
         with store.aside(store.root()) as scratch:
-            file = "model" + SUFFIX[step.target]
+            file = "model" + suffix(step.target)
             if "data" in step.options and feed is not None:
                 named["data"] = python_path(_feed_for(road, model, feed).folder)
             worker = road.workers.get(step.name, environ=step.environ)
@@ -141,7 +141,10 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
             found = store.publish(key, scratch, file, result)
     art, result = found
     if art.format != step.target:
-        raise LeptonError(f"{step.name} wrote a file that is {art.format}, not {step.target}", "this is a defect of the step")
+        raise LeptonError(
+            f"{step.name} wrote a file that is {art.format}, not {step.target}",
+            "this is a defect of the step",
+        )
     record = {
         "step": step.name,
         "seconds": round(time.monotonic() - start, 3),
@@ -159,7 +162,9 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
     )
 
 
-def apply_all(road: Road, model: Model, steps: Sequence[Step], options: dict[str, dict], feeds: dict[str, Feed]) -> Model:
+def apply_all(
+    road: Road, model: Model, steps: Sequence[Step], options: dict[str, dict], feeds: dict[str, Feed]
+) -> Model:
     """Run ``steps`` in order; ``options`` and ``feeds`` are by verb."""
     for step in steps:
         chosen = {k: v for k, v in options.get(step.verb, {}).items() if k in step.options}
@@ -175,11 +180,19 @@ def _feed_for(road: Road, model: Model, feed: Feed, specs: list[dict] | None = N
         runtime = registry.runtime_for(model.art.format)
         specs = _load(road, f"loading {model.art.path.name}", runtime, model.art)["inputs"]
     inputs = wiring.resolve(model.inputs, specs, f"the inputs of the {model.art.format} model")
-    return adapt_feed(feed, [p.to_json() for p in inputs], road.folder("feed"))
+    # A converted model may take another integer type (int64 tokens become int32 in TFLite).
+    types = [{**p.to_json(), "dtype": s["dtype"]} for p, s in zip(inputs, specs, strict=True)]
+    return adapt_feed(feed, types, road.folder("feed"))
 
 
 def answers(
-    road: Road, model: Model, feed: Feed, *, runtime: Runtime | None = None, options: dict | None = None, what: str = ""
+    road: Road,
+    model: Model,
+    feed: Feed,
+    *,
+    runtime: Runtime | None = None,
+    options: dict | None = None,
+    what: str = "",
 ) -> Answers:
     """Run every sample of ``feed`` (in the source model's names) through ``model``, batch 1."""
     runtime = runtime or registry.runtime_for(model.art.format)

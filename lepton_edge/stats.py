@@ -73,7 +73,11 @@ def summarize(rounds: Sequence[Sequence[int]]) -> dict:
     hull of the order-statistic interval and the t-interval of the rounds' own medians.
     """
     ordered = sorted(ns / 1e6 for r in rounds for ns in r)
-    figures: dict = {"count": len(ordered), "rounds": len(rounds), "mean_ms": math.fsum(ordered) / len(ordered)}
+    figures: dict = {
+        "count": len(ordered),
+        "rounds": len(rounds),
+        "mean_ms": math.fsum(ordered) / len(ordered),
+    }
     for p in (50, 90, 95, 99):
         interval = quantile_interval(ordered, p / 100)
         if p == 50:

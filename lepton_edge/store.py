@@ -100,7 +100,9 @@ def aside(near: Path) -> Iterator[Path]:
         near.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=near))
     except OSError as e:
-        raise LeptonError(f"{near}: cannot be written ({e.strerror})", "choose another folder, or free some space") from e
+        raise LeptonError(
+            f"{near}: cannot be written ({e.strerror})", "choose another folder, or free some space"
+        ) from e
     try:
         yield scratch
     finally:

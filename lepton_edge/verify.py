@@ -31,7 +31,10 @@ def parity(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray], por
     each = {}
     for port in ports:
         each[port.source] = _compare(reference[port.source], outputs[port.name], without_batch(port.perm), port.source)
-    power, noise = math.fsum(e.pop("_power") for e in each.values()), math.fsum(e.pop("_noise") for e in each.values())
+    power, noise = (
+        math.fsum(e.pop("_power") for e in each.values()),
+        math.fsum(e.pop("_noise") for e in each.values()),
+    )
     agreements = [e["agreement"] for e in each.values() if e["agreement"] is not None]
     return {
         "kind": "measured",
@@ -59,9 +62,11 @@ def _compare(ref: np.ndarray, out: np.ndarray, perm: tuple[int, ...] | None, nam
                 f"output '{name}' has shape {list(o.shape[1:])} a sample where the source model's has {list(r.shape[1:])}"
             )
         if not np.isfinite(o).all():
-            raise LeptonError(f"output '{name}' holds NaN or infinity where the source model's is finite") if np.isfinite(
-                r
-            ).all() else LeptonError(f"the source model's own output '{name}' holds NaN or infinity on this data")
+            raise (
+                LeptonError(f"output '{name}' holds NaN or infinity where the source model's is finite")
+                if np.isfinite(r).all()
+                else LeptonError(f"the source model's own output '{name}' holds NaN or infinity on this data")
+            )
         r, o = r.reshape(len(r), -1), o.reshape(len(r), -1)
         diff = r - o
         power += float((r * r).sum())
@@ -99,7 +104,11 @@ def accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> dict | None:
     probabilities, 0 for logits). Raises LeptonError when a label lies outside the classes.
     """
     for name, array in outputs.items():
-        flat = array.reshape(len(array), -1) if array.ndim <= 2 or max(array.shape[1:]) == np.prod(array.shape[1:]) else None
+        flat = (
+            array.reshape(len(array), -1)
+            if array.ndim <= 2 or max(array.shape[1:]) == np.prod(array.shape[1:])
+            else None
+        )
         if flat is None or not flat.shape[1]:
             continue
         classes = max(2, flat.shape[1])

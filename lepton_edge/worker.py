@@ -41,7 +41,16 @@ def main() -> int:
             sys.stderr.flush()
             user = hasattr(e, "hint") and hasattr(e, "message")
             text = e.message if user else (str(e).strip() or type(e).__name__)
-            say({"error": {"type": type(e).__name__, "message": text, "hint": getattr(e, "hint", ""), "user": user}})
+            say(
+                {
+                    "error": {
+                        "type": type(e).__name__,
+                        "message": text,
+                        "hint": getattr(e, "hint", ""),
+                        "user": user,
+                    }
+                }
+            )
     return 0
 
 
@@ -132,18 +141,29 @@ def _predict(state: dict, request: dict, progress) -> dict:
             value = np.asarray(value)
             value = value[0] if value.ndim and value.shape[0] == 1 else value
             if i == 0:
-                path = os.path.join(request["out"], "%d.npy" % k)  # noqa: PTH118
-                files[name] = np.lib.format.open_memmap(path, "w+", value.dtype, (count, *value.shape))
+                path = os.path.join(request["out"], f"{k}.npy")  # noqa: PTH118
+                files[name] = _create(path, value.dtype, (count, *value.shape))
             if value.shape != files[name].shape[1:]:
                 raise ValueError(
-                    "output '%s' changes shape from sample to sample (%s, then %s at sample %d)"
-                    % (name, list(files[name].shape[1:]), list(value.shape), i)
+                    f"output '{name}' changes shape from sample to sample "
+                    f"({list(files[name].shape[1:])}, then {list(value.shape)} at sample {i})"
                 )
             files[name][i] = value
         progress(i + 1, count, "samples")
     for f in files.values():
         f.flush()
     return {"outputs": list(files), "count": count}
+
+
+def _create(path: str, dtype, shape: tuple):
+    """A memory-mapped .npy with its blocks allocated: a full disk is an error here, not a SIGBUS later."""
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as f:  # noqa: PTH123
+            os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
+    return array
 
 
 def _bench_start(state: dict, request: dict, progress) -> dict:

@@ -49,12 +49,19 @@ def test_no_route_says_where_the_verb_works():
 
 
 def test_a_missing_package_is_a_last_resort():
-    steps = [step("convert", "a", "b", requires=("no-such-package-at-all",)), step("convert", "a", "b", cost=50.0)]
+    steps = [
+        step("convert", "a", "b", requires=("no-such-package-at-all",)),
+        step("convert", "a", "b", cost=50.0),
+    ]
     assert plan("a", "b", (), steps) == (steps[1],)
     assert plan("a", "b", (), steps[:1]) == (steps[0],)
 
 
-@given(st.sampled_from(["a", "b", "c"]), st.sampled_from(["a", "b", "c"]), st.lists(st.sampled_from(["prune", "quantize"]), max_size=3))
+@given(
+    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from(["a", "b", "c"]),
+    st.lists(st.sampled_from(["prune", "quantize"]), max_size=3),
+)
 def test_a_plan_connects_and_applies_all_verbs_in_order(source, target, verbs):
     try:
         steps = plan(source, target, tuple(verbs), STEPS)

@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints (tensor bundles): an index in LevelDB's table format, and raw tensors in data shards.
+"""TensorFlow checkpoints (tensor bundles): an index in LevelDB's table format, and raw data shards.
 
 Formats: tensorflow/core/util/tensor_bundle and tensorflow/core/lib/io/table_format.txt.
 """
@@ -15,7 +15,13 @@ from lepton_edge.inspectors._wire import parse, varint
 
 MAGIC = 0xDB4775248B80FB57
 SHAPE = {2: ("*dim", {1: ("size", "int")}), 3: ("unknown_rank", "int")}
-ENTRY = {1: ("dtype", "int"), 2: ("shape", SHAPE), 3: ("shard", "int"), 4: ("offset", "int"), 5: ("size", "int")}
+ENTRY = {
+    1: ("dtype", "int"),
+    2: ("shape", SHAPE),
+    3: ("shard", "int"),
+    4: ("offset", "int"),
+    5: ("size", "int"),
+}
 OBJECTS = {1: ("*nodes", {2: ("*attributes", {2: ("full_name", "str"), 3: ("key", "str")})})}
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # tensorflow/core/framework/types.proto: number -> (name, NumPy type; "u" marks the bits of a float)

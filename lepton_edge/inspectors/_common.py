@@ -21,7 +21,8 @@ def damaged(path: object, format: str, problem: object) -> LeptonError:
     lines = str(problem).strip().splitlines()
     reason = lines[0][:200] if lines else type(problem).__name__
     return LeptonError(
-        f"{path}: damaged or not {format}: {reason}", hint="the file may be cut short: copy or export it again"
+        f"{path}: damaged or not {format}: {reason}",
+        hint="the file may be cut short: copy or export it again",
     )
 
 
@@ -63,7 +64,7 @@ def count_nonzeros(array: np.ndarray, zero: int = 0) -> int:
 
 
 def count_nonzero_bits(raw: np.ndarray, width: int) -> int:
-    """Nonzeros of floats NumPy has no type for (bfloat16, float8), given as unsigned integers: sign ignored."""
+    """Nonzeros of bfloat16 and float8, given as unsigned integers of `width` bits; the sign is ignored."""
     return count_nonzeros(raw & np.array((1 << (width - 1)) - 1, raw.dtype))
 
 

@@ -18,7 +18,11 @@ NODE = {1: ("name", "str"), 2: ("op", "str"), 3: ("*input", "str"), 5: ("@attr",
 ARGUMENT = {1: ("name", "str")}
 SIGNATURE = {1: ("name", "str"), 2: ("*inputs", ARGUMENT), 3: ("*outputs", ARGUMENT)}
 FUNCTION = {1: ("signature", SIGNATURE), 3: ("*node", NODE), 4: ("@ret", "str")}
-GRAPH = {1: ("*node", NODE), 2: ("library", {1: ("*function", FUNCTION)}), 4: ("versions", {1: ("producer", "int")})}
+GRAPH = {
+    1: ("*node", NODE),
+    2: ("library", {1: ("*function", FUNCTION)}),
+    4: ("versions", {1: ("producer", "int")}),
+}
 INFO = {1: ("name", "str"), 2: ("dtype", "int"), 3: ("shape", SHAPE)}
 CALL = {1: ("@inputs", INFO), 2: ("@outputs", INFO), 3: ("method", "str")}
 META = {4: ("*tags", "str"), 5: ("tensorflow", "str")}
@@ -135,7 +139,7 @@ class _Layout:
             scope.done[node["name"]] = self._call(scope, node, inputs)
             return
         listed = node["attr"].get("_output_shapes")
-        shapes = [shape_of(s) for s in listed["list"]["shape"]] if listed and listed["list"] else []
+        shapes: list[Shape | None] = [shape_of(s) for s in listed["list"]["shape"]] if listed and listed["list"] else []
         key = scope.prefix + node["name"]
         self.ops.append(Op(key, node["op"], inputs, shapes, node["attr"]))
         scope.done[node["name"]] = [(key, i) for i in range(max(1, len(shapes)))]

@@ -24,7 +24,8 @@ def parse(data: bytes | memoryview, schema: dict) -> dict[str, Any]:
         key, at = varint(view, at)
         value, at = _value(view, at, key & 7)
         if key >> 3 in schema:
-            _store(found, *schema[key >> 3], key & 7, value)
+            name, kind = schema[key >> 3]
+            _store(found, name, kind, key & 7, value)
     return found
 
 

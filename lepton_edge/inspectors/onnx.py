@@ -22,7 +22,6 @@ from lepton_edge.inspectors._common import (
     times,
 )
 
-FORMATS = ("onnx",)
 REQUIRES = ("onnx>=1.17",)
 EXTRA = "onnx"
 
@@ -42,26 +41,38 @@ PRODUCTS = (
 GEMMS = ("Gemm", "FusedGemm", "QGemm")
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "DynamicQuantizeLSTM": 4}
 UNCOUNTED = ("Attention", "Loop", "Scan", "SequenceMap")  # standard, but not a fixed amount of work
-FREE_CONTRIB = frozenset(
-    "QLinearAdd QLinearMul QLinearSigmoid QLinearLeakyRelu QLinearAveragePool QLinearGlobalAveragePool "
-    "QLinearConcat QLinearSoftmax QLinearWhere QLinearReduceMean Gelu FastGelu BiasGelu QuickGelu "
-    "QuantizeLinear DequantizeLinear LayerNormalization SimplifiedLayerNormalization SkipLayerNormalization "
-    "SkipSimplifiedLayerNormalization EmbedLayerNormalization GroupNorm BiasSplitGelu NhwcMaxPool "
-    "BiasAdd BiasSoftmax Inverse Pad Unique ExpandDims Trilu RotaryEmbedding".split()
-)
+FREE_CONTRIB = frozenset((
+    "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearAveragePool",
+    "QLinearGlobalAveragePool", "QLinearConcat", "QLinearSoftmax", "QLinearWhere", "QLinearReduceMean",
+    "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "QuantizeLinear", "DequantizeLinear",
+    "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "GroupNorm", "BiasSplitGelu",
+    "NhwcMaxPool", "BiasAdd", "BiasSoftmax", "Inverse", "Pad", "Unique", "ExpandDims", "Trilu",
+    "RotaryEmbedding",
+))  # fmt: skip
 # A weight keeps its owner through these; their own row would hide which layer it belongs to.
 CARRIERS = ("DequantizeLinear", "QuantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Unsqueeze")
 # Inputs that steer an operator and are no weights: {op: positions}; -1 means all but the first.
-STEERING = {"Clip": (-1,), "Resize": (-1,), "Upsample": (-1,), "Pad": (-1,), "Dropout": (-1,), "Range": (0, 1, 2)}
-QUANTIZED = ("int8", "uint8", "int4", "uint4", "int16", "uint16", "int2", "uint2", "float8e4m3fn", "float8e5m2")
-
-
-def detect(path: Path, head: bytes) -> str | None:
-    """ONNX has no magic number: the suffix, or a protobuf whose first field is a small IR version."""
-    if path.is_dir():
-        return None
-    starts = len(head) > 4 and head[0] == 0x08 and 1 <= head[1] <= 32 and head[2] in (0x12, 0x3A, 0x42)
-    return "onnx" if starts or path.suffix.lower() == ".onnx" else None
+STEERING = {
+    "Clip": (-1,),
+    "Resize": (-1,),
+    "Upsample": (-1,),
+    "Pad": (-1,),
+    "Dropout": (-1,),
+    "Range": (0, 1, 2),
+}
+QUANTIZED = (
+    "int8",
+    "uint8",
+    "int4",
+    "uint4",
+    "int16",
+    "uint16",
+    "int2",
+    "uint2",
+    "float8e4m3fn",
+    "float8e5m2",
+)
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def _dims(tensor: Any) -> list[int | None] | None:
 
 
 def _shapes(model: Any) -> dict[str, Shape]:
-    """Shapes of all named tensors for a batch of one, by ONNX's own inference on a copy without the weights."""
+    """Shapes of all named tensors for a batch of one, inferred by ONNX itself on a copy without weights."""
     import onnx
 
     bare = onnx.ModelProto()
@@ -202,7 +213,9 @@ class _Initializers:
         self.tensors = {t.name: t for g in _graphs(graph) for t in g.initializer}
         for node in _nodes(graph):
             if node.op_type == "Constant":
-                self.tensors.update({node.output[0]: a.t for a in node.attribute if a.HasField("t")})
+                for attribute in node.attribute:
+                    if attribute.HasField("t"):
+                        self.tensors[node.output[0]] = attribute.t
         self.totals = Weights()
         self.per_layer: dict[str, tuple[int, int]] = {}
         self.kinds: Counter = Counter()
@@ -282,9 +295,15 @@ def _bits(kind: str) -> int:
         return 2
     if kind.startswith("float8") or kind in ("int8", "uint8", "bool"):
         return 8
-    return {"float16": 16, "bfloat16": 16, "int16": 16, "uint16": 16, "double": 64, "int64": 64, "uint64": 64}.get(
-        kind, 32
-    )
+    return {
+        "float16": 16,
+        "bfloat16": 16,
+        "int16": 16,
+        "uint16": 16,
+        "double": 64,
+        "int64": 64,
+        "uint64": 64,
+    }.get(kind, 32)
 
 
 def _roles(nodes: list, tensors: dict) -> dict[str, tuple[str, bool, str | None]]:
@@ -309,7 +328,15 @@ def _lone_weight(owner: str, nodes: list, multiplied: set[str]) -> bool:
     node = next(n for n in nodes if _key(n) == owner)
     if node.op_type == "Add":
         return any(name in multiplied for name in node.input)
-    return node.op_type in (*CONVOLUTIONS, *PRODUCTS, *GEMMS, *GATES, "ConvTranspose", "BatchNormalization", "PRelu")
+    return node.op_type in (
+        *CONVOLUTIONS,
+        *PRODUCTS,
+        *GEMMS,
+        *GATES,
+        "ConvTranspose",
+        "BatchNormalization",
+        "PRelu",
+    )
 
 
 def _kind(tensor: Any) -> str:
@@ -338,7 +365,10 @@ def _role(name: str, kind: str, consumers: dict, tensor: Any) -> tuple[str, bool
         return None
     place = _quantized_place(node.op_type, position)
     if place is not None:
-        integer_weight, zero_point = place == "weight", _zero_input(node, position) if place == "weight" else None
+        integer_weight, zero_point = (
+            place == "weight",
+            _zero_input(node, position) if place == "weight" else None,
+        )
     if not (floating and place != "scale") and not integer_weight:
         return None
     if not tensor.dims or _steers(node.op_type, position):
@@ -347,13 +377,13 @@ def _role(name: str, kind: str, consumers: dict, tensor: Any) -> tuple[str, bool
 
 
 def _quantized_place(op: str, position: int) -> str | None:
-    """What an input of an operator on integers is: "weight", "scale" (or zero point), or None if it is neither."""
+    """An input of an operator on integers: "weight", "scale" (or zero point), None for neither."""
     if op in ("QLinearConv", "QLinearMatMul", "QGemm"):
         return "weight" if position in (3, *((8,) if op == "QLinearConv" else ())) else "scale"
     if op in ("ConvInteger", "MatMulInteger"):
         return "weight" if position == 1 else "scale"
     if op in ("DynamicQuantizeMatMul", "MatMulNBits", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"):
-        return "weight" if position in (1, 2) and op == "DynamicQuantizeLSTM" or position == 1 else "scale"
+        return "weight" if position == 1 or (position == 2 and op == "DynamicQuantizeLSTM") else "scale"
     return "scale" if op.startswith("QLinear") else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,30 @@ from lepton_edge.inspectors._flow import Flow
 from lepton_edge.inspectors._tfgraph import SAME, SAVED_MODEL, Op, attr_of, bodies, flatten, shape_of
 from lepton_edge.inspectors._wire import parse
 
-FORMATS = ("savedmodel",)
 REQUIRES = ("numpy",)
 EXTRA = "tensorflow"
 
 VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
+CALL_PREFIX = re.compile(r"^((Stateful)?PartitionedCall(_\d+)?/)+")
 QUIET = (*SAME, *VARIABLES, "Const", "Placeholder", "NoOp", "Assert")
 MATRIX = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "_FusedMatMul", "SparseMatMul")
 CONVOLUTIONS = ("Conv2D", "Conv3D", "_FusedConv2D")
 TRANSPOSED = ("Conv2DBackpropInput", "Conv3DBackpropInputV2")
 LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase", "MapDefun")
-UNCOUNTED = ("XlaConv", "XlaConvV2", "XlaDot", "XlaDotV2", "XlaCallModule", "CudnnRNNV3", "PyFunc", "EagerPyFunc")
+UNCOUNTED = (
+    "XlaConv",
+    "XlaConvV2",
+    "XlaDot",
+    "XlaDotV2",
+    "XlaCallModule",
+    "CudnnRNNV3",
+    "PyFunc",
+    "EagerPyFunc",
+)
 HEAVY = {*MATRIX, *CONVOLUTIONS, *TRANSPOSED, *UNCOUNTED, "DepthwiseConv2dNative", "Einsum"}
 RESHAPING = ("Reshape", "Squeeze", "ExpandDims", "EnsureShape")
 FLOATS = ("float32", "float64", "float16", "bfloat16", "int8", "qint8")
-STEERED = ("Reshape", "Pad", "PadV2", "Mul", "ConcatV2", "Pow", "Maximum", "Minimum", "Sub", "RealDiv", "Fill", "Select")
-
-
-def detect(path: Path, head: bytes) -> str | None:
-    """A folder with saved_model.pb."""
-    return "savedmodel" if (path / "saved_model.pb").is_file() else None
+STEERED = ("Reshape", "Pad", "PadV2", "ConcatV2", "Pow", "Fill", "Tile", "Transpose")
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -67,7 +72,8 @@ def _meta(path: str, model: dict) -> dict:
     graphs = [g for g in model["graphs"] if g["graph"] and g["signatures"]]
     if not graphs:
         raise LeptonError(
-            f"{path}: this SavedModel has no signature", hint="save it with signatures, or with Keras' model.export"
+            f"{path}: this SavedModel has no signature",
+            hint="save it with signatures, or with Keras' model.export",
         )
     return next((g for g in graphs if g["info"] and "serve" in g["info"]["tags"]), graphs[0])
 
@@ -215,7 +221,8 @@ def _layers(ops: list[Op], graph: dict, weights: _Stored) -> list[dict]:
         macs = _macs(op, graph, flow)
         owned = [_own(makers, key, op, weights) for key in op.inputs]
         shape = op.shapes[0] if op.shapes else None
-        rows.append(layer(op.name, op.op, shape, macs, sum(c for c, _ in owned), sum(s for _, s in owned)))
+        name = CALL_PREFIX.sub("", op.name)
+        rows.append(layer(name, op.op, shape, macs, sum(c for c, _ in owned), sum(s for _, s in owned)))
     return rows
 
 
@@ -271,5 +278,3 @@ def _product(op: Op, args: list[Shape | None], flow: Flow) -> int | None:
         return None
     flow.settle((op.name, 0), total // width)
     return times(total, columns)
-
-

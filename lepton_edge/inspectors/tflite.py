@@ -22,11 +22,19 @@ from lepton_edge.inspectors._common import (
 )
 from lepton_edge.inspectors._flow import Flow
 
-FORMATS = ("tflite",)
 REQUIRES = ("ai-edge-litert>=2.1", "flatbuffers>=24")
 EXTRA = "tflite"
 
-BITS = {"float32": 32, "float64": 64, "float16": 16, "bfloat16": 16, "bool": 8, "int4": 4, "uint4": 4, "int2": 2}
+BITS = {
+    "float32": 32,
+    "float64": 64,
+    "float16": 16,
+    "bfloat16": 16,
+    "bool": 8,
+    "int4": 4,
+    "uint4": 4,
+    "int2": 2,
+}
 READABLE = {"float32": "<f4", "float64": "<f8", "float16": "<f2", "int8": "i1", "uint8": "u1", "int16": "<i2"}
 READABLE |= {"int32": "<i4", "int64": "<i8", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
 WEIGHTS = ("float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "int4", "int2")
@@ -38,18 +46,13 @@ RECURRENT = (
 )
 CELLS = ("LSTM", "RNN", "SVDF")
 LOOPS = ("WHILE", "STABLEHLO_WHILE")
-HEAVY = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "FULLY_CONNECTED")
+HEAVY: tuple[str, ...] = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "FULLY_CONNECTED")
 HEAVY += ("BATCH_MATMUL", "STABLEHLO_CONVOLUTION", "STABLEHLO_DOT_GENERAL", *RECURRENT, *CELLS)
 UNCOUNTED = ("STABLEHLO_CONVOLUTION", "STABLEHLO_DOT_GENERAL", "STABLEHLO_CUSTOM_CALL", "DELEGATE")
 FREE_CUSTOM = ("TFLite_Detection_PostProcess",)
 RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 # Constants at these inputs steer the operator: factors, shapes, paddings, not weights. -1: all but the first.
 STEERING = {"RESHAPE": -1, "PAD": -1, "PADV2": -1, "MIRROR_PAD": -1, "TRANSPOSE": -1, "RESIZE_BILINEAR": -1}
-
-
-def detect(path: Path, head: bytes) -> str | None:
-    """The file identifier of the schema, at byte 4."""
-    return "tflite" if head[4:8] == b"TFL3" or (head and path.suffix.lower() == ".tflite") else None
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -73,7 +76,15 @@ def _parse(path: str, data: bytes) -> Any:
 
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
-    except (struct.error, IndexError, ValueError, TypeError, UnicodeDecodeError, OverflowError, MemoryError) as problem:
+    except (
+        struct.error,
+        IndexError,
+        ValueError,
+        TypeError,
+        UnicodeDecodeError,
+        OverflowError,
+        MemoryError,
+    ) as problem:
         raise damaged(path, "TFLite", f"the flatbuffer is inconsistent ({problem})") from problem
 
 
@@ -116,7 +127,7 @@ class _Reader:
         return [None if d < 0 else d for d in shape]
 
     def bytes(self, tensor: Any) -> np.ndarray | None:
-        """The constant's bytes, None for a tensor that is computed. Buffers above 2 GB lie behind the flatbuffer."""
+        """A constant's bytes, None for a computed tensor; those above 2 GB lie behind the flatbuffer."""
         buffer = self.model.buffers[tensor.buffer]
         if buffer.data is not None and len(buffer.data):
             return np.frombuffer(bytes(buffer.data), np.uint8)
@@ -130,7 +141,8 @@ class _Reader:
 
 def _report(path: str, reader: _Reader) -> dict[str, Any]:
     model = reader.model
-    weights, kinds, layers = Weights(), Counter(), []
+    weights, layers = Weights(), []
+    kinds: Counter[str] = Counter()
     for index, graph in enumerate(model.subgraphs):
         layers += _graph_layers(reader, graph, index, weights, kinds)
     inputs, outputs, notes = _signature(reader)
@@ -188,9 +200,18 @@ def _signature(reader: _Reader) -> tuple[list[dict], list[dict], list[str]]:
     elif len(signatures) > 1:
         keys = ", ".join(_text(s.signatureKey) for s in signatures)
         notes.append(f"{len(signatures)} signatures ({keys}): the names are those of the tensors of the first graph")
-    inputs = [_spec(reader, graph, int(i), names[0]) for i in _list(graph.inputs)]
-    outputs = [_spec(reader, graph, int(i), names[1]) for i in _list(graph.outputs)]
-    return inputs, outputs, notes
+    return _ports(reader, graph.inputs, names[0]), _ports(reader, graph.outputs, names[1]), notes
+
+
+def _ports(reader: _Reader, indices: Any, signed: dict[int, str]) -> list[dict]:
+    """Specs under the names that the runtime gives: the signature's, else tidied tensor names, made unique."""
+    graph, numbers = reader.model.subgraphs[0], [int(i) for i in _list(indices)]
+    raw = [_text(graph.tensors[i].name) for i in numbers]
+    tidy = [name.removeprefix("serving_default_").removesuffix(":0") for name in raw]
+    names = [signed.get(i, name) for i, name in zip(numbers, tidy, strict=True)]
+    names = names if len(set(names)) == len(names) else raw
+    names = names if len(set(names)) == len(names) else [f"{name}_{i}" for i, name in enumerate(names)]
+    return [_spec(reader, graph, i, dict(zip(numbers, names, strict=True))) for i in numbers]
 
 
 def _list(values: Any) -> list:
@@ -199,10 +220,10 @@ def _list(values: Any) -> list:
 
 def _spec(reader: _Reader, graph: Any, index: int, names: dict[int, str]) -> dict:
     tensor = graph.tensors[index]
-    entry = spec(names.get(index) or _text(tensor.name), reader.shape(tensor), reader.dtype(tensor))
+    entry = spec(names[index], reader.shape(tensor), reader.dtype(tensor))
     quantization = tensor.quantization
     if quantization is not None and quantization.scale is not None and len(quantization.scale) == 1:
-        entry["scale"], entry["zero_point"] = float(quantization.scale[0]), int(quantization.zeroPoint[0])
+        entry["quantization"] = [float(quantization.scale[0]), int(quantization.zeroPoint[0])]
     return entry
 
 
@@ -349,5 +370,3 @@ def _other(reader: _Reader, operator: Any, op: str) -> int | None:
     if op in UNCOUNTED:
         return None
     return 0 if not reader.is_custom(operator) or op in FREE_CUSTOM else None
-
-

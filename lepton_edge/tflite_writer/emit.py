@@ -86,7 +86,8 @@ class Emitter:
                 packed = self.writer.tensor(f"{name}_float16", value.shape, np.float16, half)
                 index = self.writer.tensor(name, value.shape, np.float32)
                 self.writer.operator("DEQUANTIZE", [packed], [index], {})
-                self._consts[key] = index
+                if value.nbytes <= 4096:
+                    self._consts[key] = index
                 return index
         index = self.writer.tensor(name, value.shape, value.dtype, value, quant)
         if value.nbytes <= 4096:

@@ -199,8 +199,11 @@ def _aligned_buffer(schema: Any) -> Any:
 
 
 def type_code(schema: Any, dtype: Any) -> int:
-    """TFLite's number for a numpy dtype."""
-    return getattr(schema.TensorType, np.dtype(dtype).name.upper())
+    """TFLite's number for a numpy dtype; LeptonError for one that TFLite hasn't."""
+    name = np.dtype(dtype).name.upper()
+    if not hasattr(schema.TensorType, name):
+        raise LeptonError(f"TFLite has no type {name.lower()}", hint="export the model with float32 and int32 or int64")
+    return getattr(schema.TensorType, name)
 
 
 def _tensor(schema: Any, tensor: Tensor, buffers: _Buffers) -> Any:

@@ -26,7 +26,7 @@ _SAME_NAME = {
     "Conv2D": "CONV_2D", "DepthwiseConv2D": "DEPTHWISE_CONV_2D", "Conv3D": "CONV_3D",
     "TransposeConv": "TRANSPOSE_CONV", "FullyConnected": "FULLY_CONNECTED", "BatchMatMul": "BATCH_MATMUL",
     "Quantize": "QUANTIZE", "Dequantize": "DEQUANTIZE", "FloorMod": "FLOOR_MOD", "FloorDiv": "FLOOR_DIV",
-    "LocalResponseNormalization": "LOCAL_RESPONSE_NORMALIZATION", "BitwiseXor": "BITWISE_XOR",
+    "LocalResponseNormalization": "LOCAL_RESPONSE_NORMALIZATION", "BitwiseXor": "BITWISE_XOR", "ReverseSequence": "REVERSE_SEQUENCE",
     "SquaredDifference": "SQUARED_DIFFERENCE",
 }  # fmt: skip
 OPTIONS = {code: f"{name}Options" for name, code in _SAME_NAME.items()} | {
@@ -161,7 +161,7 @@ VERSIONS: dict[str, Rule] = {
     "SPACE_TO_DEPTH": _by_type(),
     "TILE": _by_type(int8=3, int16=3),
     "REVERSE_V2": _by_type(int8=3, int16=3, bool=2),
-    "BROADCAST_TO": _by_type(int8=3, int16=3, high_rank=2),
+    "BROADCAST_TO": lambda i, o, p: 3 if _is(i[0], "int8", "int16") else 2,
     "EXP": _by_type(int16=2),
     "LOG": _by_type(),
     "RSQRT": _by_type(),

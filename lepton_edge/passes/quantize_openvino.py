@@ -1,0 +1,128 @@
+"""Static int8 quantization of an OpenVINO IR (NNCF)."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lepton_edge.errors import LeptonError
+from lepton_edge.passes._samples import Progress, Samples, one_line, silent
+
+REQUIRES = ("openvino>=2026", "nncf>=3.4")
+_MODES = ("auto", "transformer", "none")
+
+
+def run(
+    src: str,
+    dst: str,
+    *,
+    data: str,
+    samples: int = 300,
+    seed: int = 0,
+    model_type: str = "auto",
+    progress: Progress | None = None,
+) -> dict:
+    """Write an int8 `dst` (.xml and its .bin): weights per channel, bias corrected.
+
+    `model_type` "transformer" adds NNCF's smoothing and keeps what attention needs in float; "auto" does so
+    where the graph has attention. Raises LeptonError for a model that is quantized already or has nothing to
+    quantize, for no samples, and for data of other inputs.
+    """
+    import nncf
+    import openvino as ov
+
+    name = Path(src).name
+    if model_type not in _MODES:
+        raise LeptonError(f"unknown model_type '{model_type}'", hint=f"known: {', '.join(_MODES)}")
+    try:
+        model = ov.Core().read_model(src)
+    except RuntimeError as error:
+        raise LeptonError(f"{name}: OpenVINO cannot read it: {one_line(error)}") from error
+    if _count(model):
+        raise LeptonError(
+            f"{name} is quantized already (FakeQuantize)", hint="give the float model it was made from"
+        )
+    names = _names(model)
+    feed = Samples(data, list(names), samples, seed, src)
+    is_transformer = model_type == "transformer" or (model_type == "auto" and _has_attention(model))
+    told = progress or silent
+
+    def take(position: int) -> dict[int, Any]:
+        told(position + 1, len(feed), "calibration samples")
+        return {names[key]: value for key, value in feed[position].items()}
+
+    try:
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(range(len(feed)), take),
+            subset_size=len(feed),
+            model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+        )
+    except Exception as error:  # NNCF's exceptions derive straight from Exception
+        raise LeptonError(
+            f"{name}: NNCF cannot quantize it: {one_line(error)}",
+            hint="check that the model runs on this data, or quantize it in another format",
+        ) from error
+    count = _count(quantized)
+    if not count:
+        raise LeptonError(
+            f"{name}: nothing in it can be quantized to int8",
+            hint="it has no convolution or product with constant weights; keep it float",
+        )
+    _save(quantized, dst)
+    notes = [f"int8, weights per channel, {len(feed)} samples"]
+    if is_transformer:
+        notes.append("attention found: smoothed and quantized as a transformer")
+    return {"scheme": "w8a8", "samples": len(feed), "quantized_tensors": count, "notes": notes}
+
+
+def _names(model: Any) -> dict[str, int]:
+    """Position of each input by the name the runtime gives it."""
+    names = {}
+    for position, port in enumerate(model.inputs):
+        friendly = port.get_node().get_friendly_name()
+        names[port.get_any_name() if port.names else friendly] = position
+    return names
+
+
+def _count(model: Any) -> int:
+    return sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+
+
+def _has_attention(model: Any) -> bool:
+    """A Softmax whose result goes into a product of two computed tensors, or an attention operator."""
+    ops = model.get_ordered_ops()
+    if any(op.get_type_name() == "ScaledDotProductAttention" for op in ops):
+        return True
+    todo = [op for op in ops if op.get_type_name() in ("Softmax", "SoftMax")]
+    seen: set[str] = set()
+    while todo:
+        for output in todo.pop().outputs():
+            for user in (target.get_node() for target in output.get_target_inputs()):
+                kind = user.get_type_name()
+                if kind == "MatMul" and not any(_is_constant(v.get_node()) for v in user.input_values()):
+                    return True
+                passes_on = kind in ("Reshape", "Transpose", "Convert", "Select", "Multiply")
+                if passes_on and user.get_friendly_name() not in seen:
+                    seen.add(user.get_friendly_name())
+                    todo.append(user)
+    return False
+
+
+def _is_constant(node: Any) -> bool:
+    while node.get_type_name() in ("Convert", "Reshape", "Transpose") and node.get_input_size():
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant"
+
+
+def _save(model: Any, dst: str) -> None:
+    """Write aside, then move both files into place, the .xml last."""
+    import openvino as ov
+
+    target = Path(dst)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ir-") as folder:
+        xml = Path(folder) / target.name
+        ov.save_model(model, xml, compress_to_fp16=False)
+        xml.with_suffix(".bin").replace(target.with_suffix(".bin"))
+        xml.replace(target)

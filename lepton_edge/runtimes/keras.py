@@ -1,0 +1,161 @@
+"""Keras (.keras and .h5) models, run as they are: the reference every conversion is compared with."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
+FORMATS = ("keras", "h5")
+
+
+class Session:
+    """A loaded model; `run` takes and returns batched arrays by name (layer names, as the converters use)."""
+
+    def __init__(self, model: Any, library: Any, notes: list[str]) -> None:
+        import tensorflow as tf
+
+        self._model, self._legacy = model, library.__name__ == "tf_keras"
+        self._nest = tf.nest if self._legacy else library.tree
+        if self._legacy:
+            names, results = list(model.input_names), list(model.output_names)
+        else:
+            names = [tensor._keras_history.operation.name for tensor in model.inputs]
+            results = [tensor._keras_history.operation.name for tensor in model.outputs]
+        structure = getattr(model, "_nested_outputs" if self._legacy else "_outputs_struct", None)
+        if isinstance(structure, dict) and len(structure) == len(results):
+            results = sorted(structure)
+        self.inputs = _describe(_unique(names), model.inputs)
+        self.outputs = _describe(_unique(results), model.outputs)
+        self._packed = getattr(model, "_nested_inputs" if self._legacy else "_inputs_struct", None)
+        self._call = tf.function(self._forward, autograph=False, reduce_retracing=True)
+        self.info = {"runtime": library.__name__, "version": library.__version__, "precision": "f32", "notes": notes}
+
+    def _forward(self, tensors: list[Any]) -> list[Any]:
+        fed = tensors[0] if self._packed is None else self._nest.pack_sequence_as(self._packed, tensors)
+        return self._nest.flatten(self._model(fed, training=False))
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One forward pass (inference mode); ValueError names a missing or unknown input."""
+        import tensorflow as tf
+
+        names = [port["name"] for port in self.inputs]
+        if set(feeds) != set(names):
+            raise ValueError(f"this model takes the inputs {names}, not {sorted(feeds)}")
+        results = self._call([tf.constant(np.asarray(feeds[p["name"]], dtype=p["dtype"])) for p in self.inputs])
+        return {p["name"]: np.array(result) for p, result in zip(self.outputs, results, strict=True)}
+
+
+def load(model: str, *, threads: int = 1, **options: Any) -> Session:
+    """Load a .keras or .h5 file without running code it carries; ValueError, in one line, where that cannot be."""
+    config, version, suffix = _config(model)
+    _refuse_code(config, model)
+    import tensorflow as tf
+
+    try:  # only possible before TensorFlow's first operation
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        pass
+    import keras
+
+    library: Any = keras
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / f"model.{suffix}"  # Keras tells formats by the suffix
+        named.symlink_to(Path(model).resolve())
+        try:
+            loaded = keras.saving.load_model(named, compile=False, safe_mode=True)
+        except Exception as error:
+            if not version.startswith("2."):
+                raise ValueError(f"Keras cannot load '{model}': {_first_line(error)}") from error
+            loaded, library = _load_keras2(str(named), model, error)
+    if not getattr(loaded, "inputs", None):
+        raise ValueError(f"'{model}' holds a model that was never built")
+    notes = []
+    for layer in loaded._flatten_layers() if hasattr(loaded, "_flatten_layers") else []:
+        if str(getattr(getattr(layer, "dtype_policy", None), "name", "")).startswith("mixed_"):
+            layer.dtype_policy = "float32"
+            notes = ["layers trained in mixed precision compute in float32"]
+    return Session(loaded, library, notes)
+
+
+def _load_keras2(named: str, model: str, first: Exception) -> tuple[Any, Any]:
+    try:
+        import tf_keras
+    except ImportError:
+        raise ValueError(f"Keras 3 cannot load '{model}', a Keras 2 file: {_first_line(first)}") from first
+    try:
+        return tf_keras.models.load_model(named, compile=False, safe_mode=True), tf_keras
+    except Exception as error:
+        raise ValueError(f"neither Keras 3 nor tf_keras can load '{model}': {_first_line(error)}") from error
+
+
+def _config(model: str) -> tuple[Any, str, str]:
+    """The model's config, the Keras version that wrote it, and the suffix its bytes ask for."""
+    try:
+        with Path(model).open("rb") as file:
+            magic = file.read(4)
+        if magic == b"PK\x03\x04":
+            with zipfile.ZipFile(model) as archive:
+                meta = json.loads(archive.read("metadata.json")) if "metadata.json" in archive.namelist() else {}
+                return json.loads(archive.read("config.json")), str(meta.get("keras_version", "")), "keras"
+        if magic != b"\x89HDF":
+            raise ValueError("neither a .keras archive nor an HDF5 file")
+        import h5py
+
+        with h5py.File(model, "r") as file:
+            raw, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
+        if raw is None:
+            raise ValueError("it holds no model config (weights only?)")
+        return json.loads(raw), version.decode() if isinstance(version, bytes) else str(version), "h5"
+    except (OSError, KeyError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read '{model}' as a Keras model: {_first_line(error)}") from error
+
+
+def _refuse_code(config: Any, model: str, layer: str = "") -> None:
+    """Keras ignores safe_mode for .h5 files, so a layer that carries code is refused from the config."""
+    if isinstance(config, dict):
+        name, inner = config.get("class_name"), config.get("config")
+        layer = inner["name"] if isinstance(inner, dict) and isinstance(inner.get("name"), str) else layer
+        if name in ("Lambda", "__lambda__", "TFSMLayer"):
+            raise ValueError(f"'{model}' has a {name.strip('_')} layer '{layer}', which can carry code: refused")
+        if name == "TFOpLambda" and re.match(r"io\.|raw_ops|.*(py_func|numpy_function|load_)", str(inner["function"])):
+            raise ValueError(f"'{model}' calls tf.{inner['function']} in layer '{layer}': refused")
+        root = str(config.get("module") or "keras").split(".")[0]
+        if "config" in config and root not in ("keras", "tf_keras", "builtins"):
+            raise ValueError(f"'{model}' has a custom object '{name}' in layer '{layer}': its code is not in the file")
+    parts = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in parts:
+        if key != "compile_config":
+            _refuse_code(value, model, layer)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Repeated names numbered: rnn, rnn_1, rnn_2."""
+    result: list[str] = []
+    for name in names:
+        candidate, count = name, 0
+        while candidate in result:
+            count += 1
+            candidate = f"{name}_{count}"
+        result.append(candidate)
+    return result
+
+
+def _describe(names: list[str], tensors: list[Any]) -> list[dict[str, Any]]:
+    kinds = [getattr(tensor.dtype, "name", tensor.dtype) for tensor in tensors]
+    return [
+        {"name": name, "shape": list(tensor.shape), "dtype": str(kind)}
+        for name, tensor, kind in zip(names, tensors, kinds, strict=True)
+    ]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:240] if lines else type(error).__name__

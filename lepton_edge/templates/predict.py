@@ -1,0 +1,320 @@
+#!/usr/bin/env python3
+"""Run the model of this folder.
+
+    python predict.py photo.jpg --top 5        python predict.py samples.npz --json
+    python predict.py --self-test
+
+    from predict import Model
+    outputs = Model().predict(array)           # {name: array [samples, ...]}
+
+Standard library, numpy and the runtime in requirements.txt; Pillow only for JPEG and the like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+SCHEMA = "lepton-edge.bundle/1"
+
+
+class BundleError(Exception):
+    """The bundle, or what it was given, cannot be used; the message is one line."""
+
+
+class Model:
+    """The bundle's model with its preprocessing; every file is checked before any of them is loaded."""
+
+    def __init__(self, folder: str | Path = HERE, threads: int = 1) -> None:
+        self.folder = Path(folder)
+        self.manifest = check(self.folder)
+        self._core = _module(self.folder / "preprocess_core.py")
+        runtime = _module(_inside(self.folder, self.manifest["runtime"]["file"]))
+        try:
+            self._session = runtime.load(
+                str(_inside(self.folder, self.manifest["model"]["file"])), threads=threads
+            )
+        except ImportError as error:
+            needed = " ".join(self.manifest["runtime"]["requires"])
+            raise BundleError(
+                f"the runtime is missing ({error}): pip install -r requirements.txt ({needed})"
+            ) from error
+        self.inputs = self.manifest["inputs"]
+        self.labels = self._labels()
+
+    def predict(self, data) -> dict:
+        """Outputs {name: array [samples, ...]} for raw data, preprocessed as the manifest says.
+
+        `data` is a file (image, .npy, .npz), an array (one sample or a batch of them, raw pixel values for
+        images), or a dict of arrays by input name. Raises BundleError, or ValueError from the runtime.
+        """
+        try:
+            return self.run(self.prepare(data))
+        except self._core.PreprocessError as error:
+            raise BundleError(str(error)) from error
+
+    def prepare(self, data) -> dict:
+        """Model-ready batches {input name: array [samples, ...]} of raw data."""
+        if isinstance(data, (str, Path)):
+            data = self._read(Path(data))
+        if isinstance(data, _Image):
+            config = self.manifest["preprocess"]
+            if not config["layout"]:
+                raise BundleError("this model does not take images: give a .npy or .npz file")
+            return {self.manifest["prepared"]: self._core.images(data.pixels[None], config)}
+        if not isinstance(data, dict):
+            if len(self.inputs) != 1:
+                raise BundleError(f"the model takes {len(self.inputs)} inputs: give a dict of arrays")
+            data = {self.inputs[0]["name"]: data}
+        missing = [spec["name"] for spec in self.inputs if spec["name"] not in data]
+        if missing:
+            raise BundleError(f"no array is given for input '{missing[0]}' (there is {', '.join(data)})")
+        return {spec["name"]: self._batch(spec, np.asarray(data[spec["name"]])) for spec in self.inputs}
+
+    def run(self, batches: dict) -> dict:
+        """Outputs {name: array [samples, ...]} for model-ready batches in the source model's layout."""
+        rows = [
+            {
+                port["source"]: _unbatched(_undo(answer[port["name"]], port["perm"]))
+                for port in self._ports("outputs")
+            }
+            for answer in self.answers(batches)
+        ]
+        outputs = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            alike = len({value.shape for value in values}) == 1
+            outputs[name] = np.stack(values) if alike else values
+        return outputs
+
+    def answers(self, batches: dict):
+        """Yield what the runtime itself returns for each sample, under the shipped model's names."""
+        counts = {len(batch) for batch in batches.values()}
+        if len(counts) != 1 or counts == {0}:
+            raise BundleError(f"the inputs hold {sorted(counts)} samples: give as many of each, at least one")
+        specs = {spec["name"]: spec for spec in self._session.inputs}
+        for i in range(counts.pop()):
+            feeds = {}
+            for port in self._ports("inputs"):
+                spec, sample = specs[port["name"]], batches[port["source"]][i : i + 1]
+                sample = sample if not port["perm"] else sample.transpose(port["perm"])
+                sample = sample if spec["shape"] else sample.reshape(())
+                feeds[port["name"]] = np.ascontiguousarray(self._core.cast(sample, spec["dtype"]))
+            yield self._session.run(feeds)
+
+    def top(self, outputs: dict, count: int = 5):
+        """The best classes of each sample, [{"index", "label", "score"}], or None where there are none."""
+        scores = next((value for value in outputs.values() if getattr(value, "ndim", 0) == 2), None)
+        if self.manifest["kind"] != "classification" or scores is None or scores.shape[1] < 2:
+            return None
+        best = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :count]
+        return [
+            [{"index": int(k), "label": self._label(k), "score": float(row[k])} for k in chosen]
+            for row, chosen in ((scores[i], best[i]) for i in range(len(scores)))
+        ]
+
+    def self_test(self) -> list:
+        """Compare with what the tool saw: [{"what", "difference", "allowed", "ok"}]."""
+        golden, results = self.manifest.get("golden"), []
+        image = self.manifest.get("image_sha256")
+        if image:
+            same = self._core.fingerprint(self.manifest["preprocess"]) == image
+            results.append(
+                {"what": "preprocessing", "difference": 0 if same else 1, "allowed": 0, "ok": same}
+            )
+        if not golden:
+            return results
+        with np.load(_inside(self.folder, golden["file"]), allow_pickle=False) as stored:
+            batches = {name: stored[f"in{i}"] for i, name in enumerate(golden["inputs"])}
+            wanted = {name: stored[f"out{i}"] for i, name in enumerate(golden["outputs"])}
+        rows = list(self.answers(batches))
+        for port in self._ports("outputs"):
+            if port["source"] in wanted:
+                found = np.stack([_unbatched(row[port["name"]]) for row in rows])
+                results.append(_compare(port["source"], found, wanted[port["source"]], golden["tolerance"]))
+        return results
+
+    def _read(self, path: Path):
+        if not path.is_file():
+            raise BundleError(f"{path}: there is no such file")
+        with path.open("rb") as stream:
+            head = stream.read(6)
+        if not head.startswith((b"PK", b"\x93NUMPY")):
+            return _Image(self._core.decode(path))
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+        if len(self.inputs) == 1 and self.inputs[0]["name"] not in arrays and "x" in arrays:
+            return {self.inputs[0]["name"]: arrays["x"]}
+        return arrays
+
+    def _batch(self, spec: dict, array: np.ndarray) -> np.ndarray:
+        """One raw array, a single sample or a batch, as a model-ready batch."""
+        shape, config = spec["shape"][1:], self.manifest["preprocess"]
+        if spec["name"] != self.manifest["prepared"]:
+            config = dict(config, scale=1.0, mean=[0.0], std=[1.0], layout=None, size=None, color=None)
+        if array.dtype != np.uint8:
+            config = dict(config, size=None)  # only pictures are resized, never other arrays
+        config = dict(config, dtype=spec["dtype"])
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BundleError(f"the array for input '{spec['name']}' holds NaN or infinity")
+        for batch in (array, array[None]):
+            try:
+                self._core.arrangement(batch.shape[1:], config, shape)
+            except self._core.PreprocessError:
+                continue
+            return self._core.prepare(batch, config, shape)
+        raise BundleError(
+            f"input '{spec['name']}' takes samples of shape {self._core.show(shape)}, not {list(array.shape)}"
+        )
+
+    def _ports(self, side: str) -> list:
+        return self.manifest["ports"][side]
+
+    def _labels(self) -> list:
+        name = self.manifest.get("labels")
+        return _inside(self.folder, name).read_text(encoding="utf-8").splitlines() if name else []
+
+    def _label(self, index: int) -> str:
+        return self.labels[index] if index < len(self.labels) else str(index)
+
+
+class _Image:
+    """Decoded pixels, uint8 [height, width, channels]."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+
+def check(folder: Path) -> dict:
+    """The manifest, once every file it lists is there unchanged. Raises BundleError."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / 'manifest.json'} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise BundleError(f"{folder / 'manifest.json'} is not a {SCHEMA} manifest")
+    files = manifest["files"]
+    for name in (manifest["model"]["file"], manifest["runtime"]["file"], "preprocess_core.py"):
+        if not any(listed == name or listed.startswith(f"{name}/") for listed in files):
+            raise BundleError(f"the manifest does not list {name}")
+    for name, facts in files.items():
+        path = _inside(folder, name)
+        if not path.is_file():
+            raise BundleError(f"{name} is missing from the bundle: copy the folder again")
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            for block in iter(lambda stream=stream: stream.read(1 << 20), b""):
+                digest.update(block)
+        if digest.hexdigest() != facts["sha256"]:
+            raise BundleError(f"{name} was changed or damaged (its SHA-256 differs): copy the folder again")
+    return manifest
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the bundle; BundleError for a name that leads out of its folder."""
+    path = folder / name
+    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"the manifest names a file outside of the bundle: {name}")
+    return path
+
+
+def _module(path: Path):
+    name = f"lepton_bundle_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _undo(array: np.ndarray, perm) -> np.ndarray:
+    return array.transpose(np.argsort(perm)) if perm and len(perm) == array.ndim else array
+
+
+def _unbatched(array: np.ndarray) -> np.ndarray:
+    return array[0] if array.ndim and array.shape[0] == 1 else array
+
+
+def _compare(name: str, found: np.ndarray, wanted: np.ndarray, tolerance: float) -> dict:
+    """Largest difference against a share of the largest value; indices and flags have to be equal."""
+    if found.size != wanted.size:
+        return {"what": name, "difference": None, "allowed": 0, "ok": False}
+    wanted, found = wanted.reshape(-1), found.reshape(-1)
+    whole = wanted.dtype.kind == "b" or (wanted.dtype.kind in "iu" and wanted.dtype.itemsize > 2)
+    wanted, found = wanted.astype(np.float64), found.astype(np.float64)
+    allowed = 0.0 if whole else float(tolerance * np.abs(wanted).max(initial=0.0))
+    difference = float(np.abs(found - wanted).max(initial=0.0))
+    return {"what": name, "difference": difference, "allowed": allowed, "ok": bool(difference <= allowed)}
+
+
+def _show(model: Model, outputs: dict, count: int) -> str:
+    top, lines = model.top(outputs, count), []
+    for i, best in enumerate(top or []):
+        head = f"sample {i}: " if len(top) > 1 else ""
+        lines += [f"{head}{one['score']:10.4f}  {one['index']:5d}  {one['label']}" for one in best]
+    for name, value in () if top else outputs.items():
+        flat = np.concatenate([np.asarray(v).reshape(-1) for v in value])
+        values = " ".join(f"{v:.5g}" for v in flat[:8])
+        lines.append(
+            f"{name}: {list(np.shape(value[0]))} x {len(value)}: {values}{' ...' if flat.size > 8 else ''}"
+        )
+    return "\n".join(lines)
+
+
+def _test(model: Model, as_json: bool) -> int:
+    results = model.self_test()
+    if not results:
+        raise BundleError("this bundle carries nothing to compare with")
+    ok = all(result["ok"] for result in results)
+    if as_json:
+        print(json.dumps({"ok": ok, "results": results}))
+    else:
+        for result in results:
+            difference = "another shape" if result["difference"] is None else f"{result['difference']:.3g}"
+            verdict = "ok  " if result["ok"] else "FAIL"
+            print(f"{verdict} {result['what']}: off by {difference}, allowed {result['allowed']:.3g}")
+    return 0 if ok else 1
+
+
+def main(arguments=None) -> int:
+    """The command line; returns the exit code: 0 fine, 1 an error or a failed self-test, 2 wrong usage."""
+    parser = argparse.ArgumentParser(description="Run the model of this folder.")
+    parser.add_argument("file", nargs="*", help="image, .npy or .npz with raw samples")
+    parser.add_argument("--top", type=int, default=5, help="classes to show (5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a file")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (1)")
+    parser.add_argument(
+        "--self-test", action="store_true", help="compare with the outputs this bundle shipped with"
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.file) == options.self_test or options.top < 1 or options.threads < 1:
+        parser.error("give files, or --self-test alone; --top and --threads count from 1")
+    try:
+        model = Model(threads=options.threads)
+        if options.self_test:
+            return _test(model, options.json)
+        for file in options.file:
+            outputs = model.predict(file)
+            if options.json:
+                values = {name: [np.asarray(v).tolist() for v in value] for name, value in outputs.items()}
+                print(json.dumps({"file": file, "top": model.top(outputs, options.top), "outputs": values}))
+            else:
+                print((f"{file}\n" if len(options.file) > 1 else "") + _show(model, outputs, options.top))
+    except (BundleError, OSError, ValueError, RuntimeError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

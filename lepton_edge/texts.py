@@ -1,0 +1,57 @@
+"""Numbers as text, the same on the terminal and in reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+DASH, MINUS = "–", "−"
+
+
+def decimals(x: float, digits: int = 3) -> int:
+    """Decimal places that show ``digits`` significant digits of x, never more than 6."""
+    if not x or not math.isfinite(x):
+        return 0
+    rounded = float(f"{abs(x):.{digits - 1}e}")  # 9.996 has the digits of 10.0
+    return min(6, max(0, digits - 1 - math.floor(math.log10(rounded))))
+
+
+def number(x: float, places: int | None = None) -> str:
+    """A number with three significant digits (or ``places`` decimals) and a true minus sign."""
+    if x and abs(x) < 1e-6 and places is None:
+        return f"{x:.1e}".replace("-", MINUS)
+    text = f"{x:,.{decimals(x) if places is None else places}f}"
+    return text.replace("-", MINUS) if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def size(count: float | None) -> str:
+    """Bytes in decimal units: 98.5 kB, 1.23 MB."""
+    if count is None:
+        return DASH
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale * 0.9995:
+            return f"{number(count / scale)} {unit}"
+    return f"{count:,.0f} B"
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds, or a dash for a percentile that the sample count does not support."""
+    return DASH if value is None else number(value)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def db(value: float | None) -> str:
+    """An SQNR in dB; None stands for equal outputs."""
+    return "exact" if value is None else number(value, 1)
+
+
+def interval(pair: Sequence[float] | None, scale: float = 1.0) -> str:
+    """A 95 % interval in brackets, with the decimals of its larger end; empty when there is none."""
+    if pair is None:
+        return ""
+    places = decimals(max(abs(v) for v in pair) * scale)
+    return f"[{number(pair[0] * scale, places)}, {number(pair[1] * scale, places)}]"

@@ -1,0 +1,199 @@
+"""The whole conversion on one screen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lepton_edge.errors import LeptonError
+from lepton_edge.tflite_writer import layout
+from lepton_edge.tflite_writer.check import verify
+from lepton_edge.tflite_writer.emit import Emitter, Unsupported
+from lepton_edge.tflite_writer.fold import fold
+from lepton_edge.tflite_writer.fuse import fuse
+from lepton_edge.tflite_writer.graph import Graph, Node
+from lepton_edge.tflite_writer.layout import Perm
+from lepton_edge.tflite_writer.load import fix_inputs, input_dtype, optimise, read, to_graph
+from lepton_edge.tflite_writer.table import operators
+
+_SQNR_DB = {False: 60.0, True: 30.0}  # float32 weights; float16 weights
+
+
+def convert(
+    src: str, dst: str, *, float16: bool = False, keep_nchw_inputs: bool = False, input_shapes: str = ""
+) -> dict[str, Any]:
+    """Converts ONNX file `src` to TFLite file `dst`; returns the step's dictionary."""
+    model = read(src)
+    fix_inputs(model, input_shapes)
+    slim = optimise(model)
+    graph = to_graph(slim)
+    fold(graph)
+    fuse(graph)
+    supported(graph)
+    emitter, inputs, outputs = emit(graph, float16=float16, keep_nchw=keep_nchw_inputs)
+    ins = {name: view[0] for name, view in inputs.items()}
+    outs = {name: view[0] for name, view in outputs.items()}
+    data = emitter.writer.pack(ins, outs, "Lepton Edge, from ONNX")
+    figures = verify(
+        data,
+        model,
+        {n: (n, inputs[n][1], input_dtype(model, n)) for n in graph.inputs},
+        {n: (n, view[1]) for n, view in outputs.items()},
+        _SQNR_DB[float16],
+    )
+    publish(data, dst)
+    return {
+        "inputs": [_spec(n, view[1]) for n, view in inputs.items()],
+        "outputs": [_spec(n, view[1]) for n, view in outputs.items()],
+        "operators": len(emitter.writer.operators),
+        "transposes": sum(op.code == "TRANSPOSE" for op in emitter.writer.operators),
+        "parity": figures,
+        "notes": [f"agrees with ONNX Runtime: SQNR {figures['sqnr_db']:.0f} dB, max error {figures['max_abs']:.2g}"],
+    }
+
+
+def _spec(name: str, perm: Perm | None) -> dict[str, Any]:
+    return {"name": name, "source": name, "perm": list(perm) if perm else None}
+
+
+def supported(graph: Graph) -> None:
+    """Raises one LeptonError that lists every operator without a counterpart."""
+    table = operators()
+    missing: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.op not in table:
+            missing.setdefault(node.op, []).append(node.name)
+    if missing:
+        text = "; ".join(f"{op} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for op, names in missing.items())
+        raise LeptonError(
+            f"no TFLite counterpart for: {text}",
+            hint="export the model without these operators (replace or cut them off), or target ONNX or OpenVINO",
+        )
+
+
+def emit(
+    graph: Graph, *, float16: bool = False, keep_nchw: bool = False
+) -> tuple[Emitter, dict[str, tuple[int, Perm | None]], dict[str, tuple[int, Perm | None]]]:
+    """Emits every node; inputs and outputs come back as name -> (tensor, perm or None for ONNX order)."""
+    e, table = Emitter(graph, float16=float16), operators()
+    images = set() if keep_nchw else image_inputs(graph)
+    inputs: dict[str, tuple[int, Perm | None]] = {}
+    for name in graph.inputs:
+        perm = layout.channels_last(4) if name in images else layout.identity(e.rank(name))
+        index = e.writer.tensor(name, e.stored(name, perm), e.dtype(name), None, e.quant(name))
+        e.put(name, index, perm)
+        inputs[name] = (index, perm if name in images else None)
+    problems: list[str] = []
+    used = set(graph.consumers()) | set(graph.outputs)
+    for node in graph.nodes:
+        try:
+            for name in node.inputs:
+                if name and name in graph.consts and name not in e.views:
+                    e.views[name] = _Lazy(e, name)
+            table[node.op](e, node)
+            _complete(e, node, used)
+        except Unsupported as error:
+            problems.append(error.message)
+            _stand_in(e, node)
+    if problems:
+        raise LeptonError("; ".join(problems), hint="export the model without these forms, or target ONNX or OpenVINO")
+    return e, inputs, _outputs(e, {i for i, _ in inputs.values()})
+
+
+def _complete(e: Emitter, node: Node, used: set[str]) -> None:
+    """Every output that somebody reads must have been emitted."""
+    absent = [k for k, name in enumerate(node.outputs) if name in used and name not in e.views]
+    if absent:
+        raise Unsupported(f"{node.op} '{node.name}': its output {absent[0]} has no TFLite counterpart")
+
+
+class _Lazy(dict):
+    """The views of a constant: made when first asked for, so that only orders that are used take space."""
+
+    def __init__(self, e: Emitter, name: str) -> None:
+        super().__init__()
+        self._e, self._name = e, name
+
+    def __iter__(self):
+        self._fill()
+        return super().__iter__()
+
+    def items(self):
+        self._fill()
+        return super().items()
+
+    def _fill(self) -> None:
+        if not len(self):
+            self._e.get(self._name)
+
+
+def _stand_in(e: Emitter, node: Node) -> None:
+    """Tensors for the outputs of a node that failed, so that the nodes after it can be looked at too."""
+    for name in node.outputs:
+        if name and name not in e.views:
+            e.put(name, e.writer.tensor(name, e.shape(name), e.dtype(name)), layout.identity(e.rank(name)))
+
+
+def _outputs(e: Emitter, taken: set[int]) -> dict[str, tuple[int, Perm | None]]:
+    """Names the outputs; images stay NHWC, everything else gets ONNX order; no tensor serves twice."""
+    outputs: dict[str, tuple[int, Perm | None]] = {}
+    for name in dict.fromkeys(e.graph.outputs):
+        nhwc = layout.channels_last(4)
+        image = e.rank(name) == 4 and name not in e.graph.consts and nhwc in e.views[name]
+        image = image and layout.identity(4) not in e.views[name]
+        index = e.get(name, nhwc) if image else e.get(name)
+        tensor = e.writer.tensors[index]
+        if index in taken or tensor.data is not None:
+            shape = e.shape_const(tensor.shape)
+            index = e.add("RESHAPE", [index, shape], tensor.shape, tensor.dtype, quant=tensor.quant)
+        taken.add(index)
+        e.writer.rename(index, name)
+        outputs[name] = (index, nhwc if image else None)
+    return outputs
+
+
+_IMAGE = {
+    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN", "DepthToSpace",
+    "SpaceToDepth", "Resize", "Upsample",
+}  # fmt: skip
+_THROUGH = {
+    "Add", "Sub", "Mul", "Div", "Relu", "Clip", "Pad", "Cast", "BatchNormalization", "Sigmoid", "Identity", "Concat",
+    "Slice", "Split", "InstanceNormalization", "QuantizeLinear", "DequantizeLinear", "LeakyRelu", "PRelu", "Max", "Min",
+    "Pow", "Sqrt", "Exp", "Log", "Tanh", "Abs", "Neg", "HardSwish", "HardSigmoid", "Transpose",
+}  # fmt: skip
+
+
+def image_inputs(graph: Graph) -> set[str]:
+    """The rank-4 inputs that reach an image operator in NCHW order through elementwise operators only."""
+    users, found = graph.consumers(), set()
+    for name in graph.inputs:
+        if len(graph.shapes[name]) != 4 or graph.shapes[name][1] == 0:
+            continue
+        todo, seen = [(name, (0, 1, 2, 3))], set()
+        while todo:
+            tensor, axes = todo.pop()
+            for node in users.get(tensor, []):
+                if node.op in _IMAGE and node.inputs[0] == tensor and axes == (0, 1, 2, 3):
+                    found.add(name)
+                elif node.op in _THROUGH and len(graph.shapes[node.outputs[0]]) == 4:
+                    turned = axes
+                    if node.op == "Transpose":
+                        turned = tuple(axes[a] for a in node.attrs.get("perm", (3, 2, 1, 0)))
+                    for out in node.outputs:
+                        if (out, turned) not in seen:
+                            seen.add((out, turned))
+                            todo.append((out, turned))
+    return found
+
+
+def publish(data: bytes, dst: str) -> None:
+    """Writes aside, then moves into place: never half a file."""
+    path = Path(dst)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
