@@ -9,7 +9,6 @@ REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
 
 def run(src: str, dst: str, *, fixed_batch: int = 0, input_shapes: str = "") -> dict:
     """Convert the .keras or .h5 file `src` to the folder `dst`; names are the source's, as identifiers."""
-    import os
     import re
     import tempfile
     from pathlib import Path
@@ -41,7 +40,7 @@ def run(src: str, dst: str, *, fixed_batch: int = 0, input_shapes: str = "") -> 
         made = Path(folder) / "model"
         tf.saved_model.save(module, str(made), signatures=serve.get_concrete_function())
         keras_safe.load_signature(str(made))
-        os.replace(made, target)
+        made.replace(target)
     return {
         "inputs": [{"name": n, "source": p.name, "perm": None} for n, p in zip(names, source.inputs, strict=True)],
         "outputs": [{"name": name, "source": name, "perm": None} for name in source.outputs],

@@ -5,9 +5,7 @@ from __future__ import annotations
 REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20", "ai-edge-litert>=2.1", "flatbuffers>=24")
 
 
-def run(
-    src: str, dst: str, *, float16: bool = False, keep_nchw_inputs: bool = False, input_shapes: str = ""
-) -> dict:
+def run(src: str, dst: str, *, float16: bool = False, keep_nchw_inputs: bool = False, input_shapes: str = "") -> dict:
     """Writes `dst` (.tflite) from `src` (.onnx); image inputs and outputs become NHWC.
 
     `float16` stores weights in half precision, `keep_nchw_inputs` keeps the inputs' axis order, `input_shapes`

@@ -10,7 +10,6 @@ REQUIRES = ("openvino>=2026", "ai-edge-litert>=2.1")
 
 def run(src: str, dst: str, *, compress_to_fp16: bool = False) -> dict:
     """Convert `src` to `dst` (.xml, weights in .bin beside it); names and order are those of the TFLite file."""
-    import os
     import tempfile
     from pathlib import Path
 
@@ -47,8 +46,8 @@ def run(src: str, dst: str, *, compress_to_fp16: bool = False) -> dict:
         except RuntimeError as error:
             raise LeptonError(f"OpenVINO cannot run what it made of '{src}': {_reason(error)}") from error
         decibels = keras_safe.distance_db(reference, [results[name] for name in source.outputs])
-        os.replace(made.with_suffix(".bin"), target.with_suffix(".bin"))
-        os.replace(made, target)
+        made.with_suffix(".bin").replace(target.with_suffix(".bin"))
+        made.replace(target)
     return source.mapping(source.inputs, source.outputs, decibels)
 
 

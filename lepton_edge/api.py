@@ -17,6 +17,7 @@ from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.plan import plan
 from lepton_edge.progress import Silent
 from lepton_edge.recipe import Recipe
+from lepton_edge.report import render
 
 TARGETS = ("tflite", "onnx", "openvino")
 
@@ -45,9 +46,10 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         timed = candidates.time(road, judged, recipe, recipe.bench.threads or device.threads or 1)
         run = record.run_record(source, feeds, reference, device, recipe, candidates.rows(timed, folder), formats)
         run["seconds"] = round(time.monotonic() - start, 1)
-        road.progress.stage("writing the report and the bundle")
+        road.progress.stage("writing the bundle and the report")
         record.write_bundle_of_picked(road, folder, run, source, feeds, timed)
-        record.write_reports(folder, run)
+        record.save_json(folder / "run.json", run)
+        render(run, folder)
     return run
 
 
@@ -128,7 +130,7 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
                 "add labels (y), or hold the model against another one with 'lepton-edge compare'",
             )
         got = stages.reference(road, source, feeds.evaluation)
-        figures = verify.accuracy(got.outputs, labels)
+        figures = verify.score(got.outputs, labels)
         if figures is None:
             raise LeptonError(
                 f"{model}: no output can be read as scores of classes", "accuracy needs a vector of scores"
@@ -138,7 +140,7 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
         "format": source.art.format,
         "size_bytes": source.art.size_bytes,
         "runtime": got.info,
-        "accuracy": figures,
+        "accuracy": figures.to_json(),
         "kind": "measured",
         "data": feeds.evaluation.source,
         "warnings": list(feeds.warnings),

@@ -77,11 +77,7 @@ def write_bundle(
     specs = [{**spec, "shape": list(spec["shape"]), "dtype": str(spec["dtype"])} for spec in input_specs]
     prepared, resolved = _resolved(preprocess, specs)
     _check_ports(ports, specs)
-    if (
-        folder.exists()
-        and not (folder / "manifest.json").is_file()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
+    if folder.exists() and not (folder / "manifest.json").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise LeptonError(f"{folder} exists and is not a bundle", "choose another folder")
     with aside(folder.absolute().parent) as scratch:
         part = scratch / "bundle"
@@ -126,9 +122,7 @@ def write_bundle(
                 folder.rename(scratch / "old")
             part.replace(folder)
         except OSError as error:
-            raise LeptonError(
-                f"{folder} cannot be written ({error.strerror or error})", "free some space"
-            ) from error
+            raise LeptonError(f"{folder} cannot be written ({error.strerror or error})", "free some space") from error
     return folder
 
 
@@ -143,12 +137,9 @@ def _adapter(file: Path, loaded: Mapping[str, Any] | None) -> Adapter:
                     facts[name] = ast.literal_eval(node.value)
         formats, requires = tuple(facts["FORMATS"]), tuple(facts["REQUIRES"])
     except (OSError, SyntaxError, ValueError, KeyError) as error:
-        raise LeptonError(
-            f"{file} is not a runtime adapter ({error})", "it has to set REQUIRES and FORMATS"
-        ) from error
+        raise LeptonError(f"{file} is not a runtime adapter ({error})", "it has to set REQUIRES and FORMATS") from error
     pinned = [
-        _pin(requirement, (loaded or {}).get("version") if i == 0 else None)
-        for i, requirement in enumerate(requires)
+        _pin(requirement, (loaded or {}).get("version") if i == 0 else None) for i, requirement in enumerate(requires)
     ]
     package, _, version = (pinned[0] if pinned else "").partition("==")
     return Adapter(file.stem, package, version or None, formats, tuple(pinned))
@@ -219,9 +210,7 @@ def _image_sha256(preprocess: Preprocess) -> str | None:
         return None
 
 
-def _check_ports(
-    ports: Mapping[str, Sequence[Mapping[str, Any]]], specs: Sequence[Mapping[str, Any]]
-) -> None:
+def _check_ports(ports: Mapping[str, Sequence[Mapping[str, Any]]], specs: Sequence[Mapping[str, Any]]) -> None:
     known = [spec["name"] for spec in specs]
     for port in ports["inputs"]:
         if port["source"] not in known:
@@ -255,18 +244,14 @@ def _golden(
             with np.load(path, allow_pickle=False) as stored:
                 sides.append({name: stored[name] for name in stored.files})
         except (OSError, ValueError) as error:
-            raise LeptonError(
-                f"{path}: the golden samples cannot be read ({error})", "write them again"
-            ) from error
+            raise LeptonError(f"{path}: the golden samples cannot be read ({error})", "write them again") from error
     inputs, outputs = sides
     for wanted, given in (
         ([spec["name"] for spec in specs], inputs),
         ([port["source"] for port in ports["outputs"]], outputs),
     ):
         if set(wanted) != set(given):
-            raise LeptonError(
-                f"golden samples are for {sorted(given)}, and the model has {sorted(wanted)}", ""
-            )
+            raise LeptonError(f"golden samples are for {sorted(given)}, and the model has {sorted(wanted)}", "")
     counts = {len(array) for array in (*inputs.values(), *outputs.values())}
     if len(counts) != 1:
         raise LeptonError(f"golden inputs and outputs hold different numbers of samples {sorted(counts)}", "")
@@ -306,15 +291,13 @@ def _readme(manifest: Mapping[str, Any]) -> str:
     """How to run this very bundle."""
     runtime, takes = manifest["runtime"], manifest["preprocess"]["layout"] and manifest["preprocess"]["color"]
     sample = "photo.jpg" if takes else "samples.npy"
-    inputs = "\n".join(
-        f"- `{spec['name']}`: {spec['dtype']} {core.show(spec['shape'])}" for spec in manifest["inputs"]
-    )
+    inputs = "\n".join(f"- `{spec['name']}`: {spec['dtype']} {core.show(spec['shape'])}" for spec in manifest["inputs"])
     steps = {k: v for k, v in manifest["preprocess"].items() if v not in (None, 1.0, [0.0], [1.0])}
     done = ", ".join(f"{k} {_short(v)}" for k, v in steps.items()) if manifest["prepared"] else "none"
     version = f" {runtime['version']}" if runtime["version"] else ""
     return f"""# {manifest["model"]["file"]}
 
-A {manifest["model"]["format"]} model for {runtime["package"] or runtime["name"]}{version}, bundled by \
+Format {manifest["model"]["format"]}, for {runtime["package"] or runtime["name"]}{version}; bundled by \
 {manifest["tool"]["name"]} {manifest["tool"]["version"]}.
 
 ```sh

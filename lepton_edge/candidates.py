@@ -120,7 +120,7 @@ def rows(timed: Sequence[Candidate], root: Path) -> list[dict]:
 
 def _row(c: Candidate, root: Path, ratio: dict | None) -> dict:
     art = c.model.art if c.model else None
-    figures = c.figures or {"parity": None, "accuracy": None, "drop_points": None}
+    figures = c.figures or {"parity": None, "accuracy": None, "drop_points": None, "drop_ci95": None}
     info = (c.timing.info if c.timing else None) or (c.answers.info if c.answers else None)
     return {
         "name": c.name,

@@ -8,6 +8,7 @@ latency intervals overlap the fastest's are decided by size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -44,7 +45,8 @@ def _objection(c: dict, max_drop: float, max_size: int | None, max_latency: floa
         if c["drop_points"] > max_drop + 1e-9:
             return f"top-1 drops {c['drop_points']:.2f} points, more than the {max_drop:g} allowed"
     elif c["parity"]["cosine"] < 1 - max_drop / 100:
-        return f"cosine to the source model {c['parity']['cosine']:.4f}, below {1 - max_drop / 100:.4f} (no labels to measure accuracy)"
+        least = 1 - max_drop / 100
+        return f"cosine to the source model {c['parity']['cosine']:.4f}, below {least:.4f} (there are no labels)"
     if max_size is not None and c["size_bytes"] > max_size:
         return f"{c['size_bytes']:,} bytes, more than the {max_size:,} allowed"
     if c["latency"] is None:
@@ -90,5 +92,7 @@ def pareto(candidates: Sequence[dict]) -> set[str]:
 
 
 def quality(c: dict) -> float:
-    """What "better" means for a candidate: top-1 when there are labels, else cosine to the source model."""
-    return c["accuracy"]["top1"] if c["accuracy"] else c["parity"]["cosine"]
+    """What "better" means for a candidate: top-1 when there are labels, else SQNR to the source model in dB."""
+    if c["accuracy"]:
+        return c["accuracy"]["top1"]
+    return math.inf if c["parity"]["sqnr_db"] is None else c["parity"]["sqnr_db"]

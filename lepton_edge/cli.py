@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -14,7 +15,7 @@ from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(
     name="lepton-edge",
-    help="Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX and OpenVINO, verify and measure.",
+    help="Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX, OpenVINO; verify and measure.",
     no_args_is_help=True,
     # Plain help: typer's rich help imports a Markdown engine and more, three times what the whole command costs.
     rich_markup_mode=None,
@@ -65,7 +66,9 @@ def compress(
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """The whole road: float and int8 models in every format, each verified and timed; picks one and says why.
+    """Float and int8 in every format, each verified and timed.
+
+    The whole road: it picks one candidate, says why, and writes a report and a deployable bundle.
 
     Example: `lepton-edge compress model.keras --data calib.npz --eval test.npz --max-drop 1.0`
     """
@@ -122,7 +125,9 @@ def _check_drop(made: dict, limit: float | None) -> None:
 
 @command(app, DATA, DROP)
 def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
-    """Static int8 quantization with calibration samples; the answer is held against the source model.
+    """Static int8 quantization with calibration samples.
+
+    The result is held against the source model in the runtime it ships for.
 
     Example: `lepton-edge quantize model.onnx --data calib.npz --eval test.npz -o model.int8.onnx`
     """
@@ -141,7 +146,7 @@ def prune(
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Magnitude pruning of a Keras model, fine-tuned on labelled samples.
+    """Magnitude pruning of a Keras model, with fine-tuning.
 
     Example: `lepton-edge prune model.keras --train train.npz --eval test.npz --sparsity 0.75`
     """
@@ -159,7 +164,9 @@ def prune(
 
 @command(app, DATA, DROP)
 def convert(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
-    """Convert between formats and prove the result equal, on your samples or on seeded random ones.
+    """Convert between formats, and prove the result equal.
+
+    Checked on your samples (--data), else on seeded random ones.
 
     Example: `lepton-edge convert model.onnx --to tflite -o model.tflite`
     """
@@ -168,7 +175,9 @@ def convert(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: Sim
 
 @command(app, DATA)
 def evaluate(model: ModelArg, runtime: RuntimeOpt = None, *, opts: SimpleNamespace) -> None:
-    """Top-1 and top-5 of one model on labelled samples, in the runtime of its format.
+    """Top-1 and top-5 of a model on labelled samples.
+
+    It runs in the runtime of its own format.
 
     Example: `lepton-edge evaluate model.int8.tflite --data test.npz`
     """
@@ -191,7 +200,7 @@ def bench(
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Latency of one or more models on this machine, measured in turn, with 95 % intervals.
+    """Latency of models, measured in turn, with intervals.
 
     Example: `lepton-edge bench model.tflite model.int8.tflite --threads 1`
     """
@@ -211,7 +220,9 @@ def compare(
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Parity of two models of any formats: max abs, cosine, SQNR and top-1 agreement of every output.
+    """Parity of two models of any formats.
+
+    Max abs, cosine, SQNR and top-1 agreement of every output.
 
     Example: `lepton-edge compare model.keras model.int8.tflite --data test.npz`
     """
@@ -223,7 +234,9 @@ def compare(
 
 @command(app)
 def inspect(model: ModelArg, *, opts: SimpleNamespace) -> None:
-    """What is in a model file: inputs and outputs, parameters, MACs, operators, size by layer, versions.
+    """What is in a model file.
+
+    Inputs and outputs, parameters, MACs, operators, size by layer, versions.
 
     Example: `lepton-edge inspect model.tflite`
     """
@@ -240,7 +253,7 @@ def report(
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Render the report of a past run again, or show what changed between two runs.
+    """Render a past run again, or compare two runs.
 
     Example: `lepton-edge report lepton-out` · `lepton-edge report before after`
     """
@@ -259,7 +272,7 @@ def report(
 
 @command(app, name="list")
 def list_parts(*, opts: SimpleNamespace) -> None:
-    """Formats, steps and runtimes, and what of them is installed.
+    """Formats, steps and runtimes, and what is installed.
 
     Example: `lepton-edge list`
     """
@@ -271,7 +284,7 @@ def list_parts(*, opts: SimpleNamespace) -> None:
 
 @command(app)
 def doctor(*, opts: SimpleNamespace) -> None:
-    """What works here, what to install, and the CPU features that matter for int8.
+    """What works here, what to install, CPU features for int8.
 
     Example: `lepton-edge doctor`
     """
@@ -312,4 +325,4 @@ def devices_show(
 
 def main() -> None:
     """The entry point."""
-    app()
+    sys.exit(clikit.run(app))

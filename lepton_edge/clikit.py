@@ -6,9 +6,11 @@ import errno
 import functools
 import inspect
 import json
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,21 +154,47 @@ def _help(doc: str) -> str:
     return "\n".join([text.rstrip(), "", "\b", "Example:", *lines])
 
 
+def run(app: typer.Typer) -> int:
+    """Run the command line and return its exit code; a call that typer refuses is told like any other error."""
+    opts = SimpleNamespace(as_json="--json" in sys.argv[1:], verbose=False)
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        return errors.EXIT_INTERRUPTED
+    except Exception as e:
+        # Typer brings its own copy of click or imports the real one: its errors are told by what they can do.
+        if not hasattr(e, "format_message"):
+            raise
+        if type(e).__name__ == "NoArgsIsHelpError":
+            typer.echo(e.format_message(), err=True)
+        else:
+            command = getattr(getattr(e, "ctx", None), "command_path", "lepton-edge")
+            say(UsageError(e.format_message(), f"see '{command} --help'"), opts)
+        return errors.EXIT_USAGE
+    return code if isinstance(code, int) else errors.EXIT_OK
+
+
 def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
     """Run a command; every way it can end becomes a line for the user and an exit code."""
     # A kill is treated like Ctrl-C: workers end, half-written files go.
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         action()
+        if opts.as_json:
+            typer.echo(json.dumps(opts.document, indent=1, default=str))
     except LeptonError as e:
         fail(e, opts)
     except KeyboardInterrupt:
         from lepton_edge.launch import close_all
 
         close_all()
-        typer.echo("interrupted; finished steps are kept, so the same command goes on from there", err=True)
+        text = "interrupted; finished steps are kept, so the same command goes on from there"
+        if opts.as_json:
+            typer.echo(_error_document(text, "", errors.EXIT_INTERRUPTED, opts))
+        typer.echo(text, err=True)
         raise typer.Exit(errors.EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has gone (head, a closed pager): nobody is left to tell.
@@ -181,7 +209,14 @@ def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
 
 
 def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    # A second Ctrl-C right after the first must not cut the clearing up short.
+    global _interrupted
+    earlier, _interrupted = _interrupted, time.monotonic()
+    if _interrupted - earlier > 2:
+        raise KeyboardInterrupt
+
+
+_interrupted = -math.inf
 
 
 def _os_error(e: OSError) -> LeptonError:
@@ -196,14 +231,26 @@ def _os_error(e: OSError) -> LeptonError:
     return LeptonError(f"{where}{e.strerror or e}", "check the path")
 
 
-def fail(error: LeptonError, opts: SimpleNamespace) -> None:
-    """Say what is wrong and how to mend it, and exit with the error's code."""
+def say(error: LeptonError, opts: SimpleNamespace) -> None:
+    """What is wrong and how to mend it: a line each, and one JSON document with --json."""
+    message, hint = (" ".join(text.split()) for text in (error.message, error.hint))
     if opts.as_json:
-        body = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        typer.echo(json.dumps({"error": body}))
-    typer.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+        typer.echo(_error_document(message, hint, error.exit_code, opts))
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+
+
+def _error_document(message: str, hint: str, code: int, opts: SimpleNamespace) -> str:
+    """The one JSON document of a command that failed; a result that was ready before (a limit not met) is in it."""
+    result = getattr(opts, "document", None)
+    error = {"message": message, "hint": hint, "exit_code": code}
+    return json.dumps({**(result if isinstance(result, dict) else {}), "error": error}, indent=1, default=str)
+
+
+def fail(error: LeptonError, opts: SimpleNamespace) -> None:
+    """Say what is wrong and exit with the error's code."""
+    say(error, opts)
     if opts.verbose:
         import traceback
 
@@ -218,10 +265,9 @@ def _bug(error: Exception, opts: SimpleNamespace) -> None:
     text = f"internal error: {type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})"
     if opts.verbose:
         traceback.print_exception(error)
-    if opts.as_json:
-        typer.echo(json.dumps({"error": {"message": text, "hint": "", "exit_code": errors.EXIT_BUG}}))
-    typer.echo(f"error: {text}", err=True)
-    typer.echo("hint: this is a defect of lepton-edge; run again with -v and report the traceback", err=True)
+    bug = LeptonError(text, "this is a defect of lepton-edge; run again with -v and report the traceback")
+    bug.exit_code = errors.EXIT_BUG
+    say(bug, opts)
     raise typer.Exit(errors.EXIT_BUG)
 
 
@@ -278,8 +324,8 @@ def names(text: str | None) -> tuple[str, ...] | None:
 
 
 def emit(data: Any, opts: SimpleNamespace, show: Callable[[], None]) -> None:
-    """Print the result: JSON for machines, else what ``show`` prints, else nothing."""
+    """Print the result: JSON for machines (once the command has ended), else what ``show`` prints, else nothing."""
     if opts.as_json:
-        typer.echo(json.dumps(data, indent=1, default=str))
+        opts.document = data
     elif not opts.quiet:
         show()

@@ -33,7 +33,7 @@ from lepton_edge.preprocess import Preprocess
 from lepton_edge.store import aside
 
 SCHEMA = "lepton-edge.feed/1"
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 1 << 20
 MAX_BYTES = 64 << 30  # declared size of one array; more is a mistake or a bomb
 MAX_RATIO, RATIO_FROM = 200, 1 << 30  # deflate reaches 1000:1 on zeros, and real data of this size never does
 LABEL_KEYS = ("y", "labels")

@@ -47,9 +47,7 @@ class _State:
     pairs: list[Pair] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
     forced: frozenset[str] = frozenset()  # paths of layers to carry even where tf_keras has the class
-    tensors: list[tuple[str, Any, Any]] = field(
-        default_factory=list
-    )  # of the outermost graph: path, both tensors
+    tensors: list[tuple[str, Any, Any]] = field(default_factory=list)  # of the outermost graph: path, both tensors
     made: dict[int, Any] = field(default_factory=dict)  # id of a Keras 3 layer or model: its tf_keras twin
     copies: dict[int, Any] = field(default_factory=dict)  # id of a carried Keras 3 layer: its copy
     names: set[str] = field(default_factory=set)
@@ -251,16 +249,12 @@ def probe(model: Any, seed: int, scale: float) -> list[np.ndarray]:
         free = 64 if len(tensor.shape) >= 4 else 16
         shape = (tensor.shape[0] or 2, *(d or free for d in tensor.shape[1:]))
         if tensor.dtype == "string":
-            raise LeptonError(
-                f"input '{tensor.name}' takes text; only numeric inputs can be moved to tf_keras"
-            )
+            raise LeptonError(f"input '{tensor.name}' takes text; only numeric inputs can be moved to tf_keras")
         if "int" in tensor.dtype or tensor.dtype == "bool":
             out.append(rng.integers(0, 2 if tensor.dtype == "bool" else top, shape).astype(tensor.dtype))
         else:
             values = np.abs(rng.standard_normal(shape)) if scale > 1 or sizes else rng.standard_normal(shape)
-            out.append(
-                (np.minimum(values * scale, top - 1) if sizes else values * scale).astype(tensor.dtype)
-            )
+            out.append((np.minimum(values * scale, top - 1) if sizes else values * scale).astype(tensor.dtype))
     return out
 
 
@@ -351,7 +345,13 @@ def move(model: Any) -> Moved:
 
 
 def copy_back(moved: Moved) -> None:
-    """Write the tf_keras model's weights into the Keras 3 model it came from, layer by layer, bit for bit."""
+    """Write the tf_keras model's weights into the Keras 3 model it came from, layer by layer, bit for bit.
+
+    Errors: LeptonError where a weight does not read back as it was written.
+    """
     for pair in moved.pairs:
         arrays = pair.target.get_weights()[: len(pair.source.weights)]
         pair.source.set_weights(arrays)
+        back = pair.source.get_weights()
+        if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, back, strict=True)):
+            raise LeptonError(f"the weights of layer '{pair.path}' did not come back to Keras 3 unchanged")

@@ -40,6 +40,8 @@ PURE_TF_SYMBOL = re.compile(
     r"|convert_to_tensor|broadcast_to|einsum|matmul|tensordot|reduce_\w+|abs|exp|sqrt|square|tanh|sigmoid|minimum"
     r"|maximum|add|subtract|multiply|divide|pow|sin|cos|norm|argmax|argmin|round|sign|stop_gradient"
 )
+# Parts of Keras that no model is made of: a config that names them wants something else done.
+NOT_LAYERS = re.compile(r"\.(utils|config|saving|backend|datasets)(\.|$)")
 # Graph operations that run Python or reach the file system, wherever in a SavedModel they stand.
 UNSAFE_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "LegacyExec"}
 
@@ -155,21 +157,34 @@ def _refuse_class(
     registered = config.get("registered_name")
     root = module.split(".")[0] if isinstance(module, str) else None
     what = None
-    if isinstance(registered, str) and ">" in registered:
-        what = registered
-    elif root == "builtins" and name == "function":
+    if name == "function":
         what = None if known(str(config["config"])) else str(config["config"])
-    elif root is not None and root not in ("keras", "tf_keras", "builtins"):
+    elif isinstance(registered, str) and ">" in registered:
+        what = registered
+    elif root == "builtins":
+        what = None if name.startswith("__") else f"{module}.{name}"
+    elif root not in (None, "keras", "tf_keras"):
+        what = name
+    elif root and NOT_LAYERS.search(module):
         what = f"{module}.{name}"
-    elif root == "keras" and re.search(r"\.(utils|config|saving|backend|datasets)\b", str(module) + "."):
-        what = f"{module}.{name}"
-    elif module is None and is_layer and not known(name):
+    elif root is None and is_layer and not known(name):
+        if "module" not in config and _is_operator(name):
+            raise LeptonError(
+                f"'{source}' holds keras.ops '{name}' (layer '{layer}'), which Keras cannot load back from HDF5",
+                hint="save the model as .keras where it was made",
+            )
         what = name
     if what:
         raise LeptonError(
             f"'{source}' has a custom object '{what}' in layer '{layer}': its code is not in the file",
             hint="export it where its code is (model.export('folder') makes a SavedModel) and convert that",
         )
+
+
+def _is_operator(name: str) -> bool:
+    import keras
+
+    return name.lower() in {operator.replace("_", "") for operator in dir(keras.ops)}
 
 
 @contextlib.contextmanager
@@ -513,7 +528,8 @@ def _fused_recurrent(layers: tuple[Any, ...], target: str) -> Iterator[None]:
     enters. The loop of Keras 2 (same arithmetic) is recognised: TFLite makes it UNIDIRECTIONAL_SEQUENCE_LSTM,
     tf2onnx makes it LSTM or GRU. Layers with other activations, masks or returned state keep their own loop.
     """
-    chosen = [layer for layer in layers if target and _fusable(layer) and (target, type(layer).__name__) != ("tflite", "GRU")]
+    kinds = {"tflite": ("LSTM",), "onnx": ("LSTM", "GRU")}.get(target, ())
+    chosen = [layer for layer in layers if type(layer).__name__ in kinds and _fusable(layer)]
     for layer in chosen:
         layer.__dict__["inner_loop"] = _recurrent_loop(layer, layer.inner_loop)
     try:
@@ -652,9 +668,8 @@ def _to_tflite(frozen: Frozen) -> bytes:
     except Exception as error:
         missing = sorted(set(re.findall(r"\btf\.([A-Z]\w+)", str(error))))
         if missing:
-            raise LeptonError(
-                f"TFLite has no operation for {', '.join(missing)}", hint="convert this model to ONNX or OpenVINO instead"
-            ) from error
+            hint = "convert this model to ONNX or OpenVINO instead"
+            raise LeptonError(f"TFLite has no operation for {', '.join(missing)}", hint=hint) from error
         raise LeptonError(f"the TFLite converter failed: {first_line(error)}") from error
 
 
@@ -682,6 +697,15 @@ def _with_list_shapes(graph_def: Any, batch: int) -> Any:
 
     copy = tf.compat.v1.GraphDef()
     copy.CopyFrom(graph_def)
+    # TensorFlow knows functions by name in the whole process: a changed one needs a name of its own.
+    names = {function.signature.name: f"{function.signature.name}_batch{batch}" for function in copy.library.function}
+    for function in copy.library.function:
+        function.signature.name = names[function.signature.name]
+    for node in [*copy.node, *(node for function in copy.library.function for node in function.node_def)]:
+        for attribute in node.attr.values():
+            for called in [attribute.func, *attribute.list.func]:
+                if called.name in names:
+                    called.name = names[called.name]
     for nodes in (copy.node, *(function.node_def for function in copy.library.function)):
         by_name = {node.name: node for node in nodes}
         for node in nodes:
@@ -761,6 +785,8 @@ def run_tflite(content: bytes, feeds: list[np.ndarray]) -> list[np.ndarray]:
         raise LeptonError(f"the TFLite file that was made does not run: {first_line(error)}") from error
 
 
+LOW_DB = 20.0  # below this the self-check's figure becomes a note
+LOW = "on one random input the result is only {:.0f} dB close to the source: check its parity"
 FUSED_DB = 80.0  # the fused LSTM rounds differently, at float noise (about 130 dB); a wrong one is below 40
 
 
@@ -792,6 +818,7 @@ def write_onnx(source: Source, dst: str, input_shapes: str, fixed_batch: int, op
     except Exception as error:
         raise LeptonError(f"tf2onnx failed: {first_line(error)}") from error
     finish_onnx(model)
+    _means_as_reductions(model)
     model = simplified_onnx(model)
     got = run_onnx(model, feeds)
     return _publish(dst, model.SerializeToString(), frozen, distance_db(reference, got), [], list(_apart(frozen)))
@@ -846,7 +873,31 @@ def _erfc_to_onnx(graph: Any, node: Any, name: str, args: Any) -> Any:
     erf = graph.make_node("Erf", [node.input[0]], name=f"{name}_erf")
     shape, kind = graph.get_shape(node.output[0]), graph.get_dtype(node.output[0])
     graph.remove_node(node.name)
-    return graph.make_node("Sub", [one.output[0], erf.output[0]], name=name, outputs=node.output, shapes=[shape], dtypes=[kind])
+    inputs = [one.output[0], erf.output[0]]
+    return graph.make_node("Sub", inputs, name=name, outputs=node.output, shapes=[shape], dtypes=[kind])
+
+
+def _means_as_reductions(model: Any) -> None:
+    """Means over the last axis of sequences, which tf2onnx writes as GlobalAveragePool, as ReduceMean.
+
+    They are LayerNormalization's, which quantizers must not take for pooling.
+    """
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model)
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in [*inferred.graph.value_info, *inferred.graph.input]}
+    newer = any(entry.version >= 18 for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    for node in model.graph.node:
+        if node.op_type == "GlobalAveragePool" and ranks.get(node.input[0]) == 3:
+            node.op_type = "ReduceMean"
+            node.attribute.append(onnx.helper.make_attribute("keepdims", 1))
+            if newer:
+                axes = onnx.numpy_helper.from_array(np.array([2], np.int64), f"{node.output[0]}_axes")
+                model.graph.initializer.append(axes)
+                node.input.append(axes.name)
+            else:
+                node.attribute.append(onnx.helper.make_attribute("axes", [2]))
+    finish_onnx(model)
 
 
 def finish_onnx(model: Any, hint: str = "convert this model to TFLite instead") -> None:
@@ -907,8 +958,8 @@ def run_onnx(model: Any, feeds: list[np.ndarray]) -> list[np.ndarray]:
 def _publish(
     dst: str, content: bytes, frozen: Frozen, decibels: float, notes: list[str], outputs: list[str] | None = None
 ) -> dict[str, Any]:
-    if decibels < 20:
-        notes = [*notes, f"on one random input the result is only {decibels:.0f} dB close to the source: check its parity"]
+    if decibels < LOW_DB:
+        notes = [*notes, LOW.format(decibels)]
     write_bytes(dst, content)
     made = outputs or list(frozen.outputs)
     return {
@@ -958,11 +1009,10 @@ class TfliteSource:
 
     def mapping(self, inputs: list[str], outputs: list[str], decibels: float) -> dict[str, Any]:
         """What a step returns: where the new names come from, and a note where the self-check came out low."""
-        low = f"on one random input the result is only {decibels:.0f} dB close to the source: check its parity"
         return {
             "inputs": [{"name": n, "source": s, "perm": None} for n, s in zip(inputs, self.inputs, strict=True)],
             "outputs": [{"name": n, "source": s, "perm": None} for n, s in zip(outputs, self.outputs, strict=True)],
-            "notes": [low] if decibels < 20 else [],
+            "notes": [LOW.format(decibels)] if decibels < LOW_DB else [],
         }
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ class Worker:
     def __init__(self, what: str, python: str = sys.executable, environ: dict[str, str] | None = None) -> None:
         self.what = what
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        # What frameworks leave in the temporary folder goes with the worker, which is always ended by a kill.
+        self._temp = tempfile.mkdtemp(prefix="lepton-edge-")
         env = os.environ | {
             "PYTHONPATH": str(PACKAGE.parent),
             "PYTHONUNBUFFERED": "1",
@@ -39,6 +42,7 @@ class Worker:
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "0"),
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._temp),
             **(environ or {}),
         }
         # A session of its own: Ctrl-C reaches the tool alone, which then ends its workers in order.
@@ -169,6 +173,7 @@ class Worker:
                     with contextlib.suppress(BrokenPipeError):  # an unsent request to a dead worker
                         pipe.close()
             self._log.close()
+            shutil.rmtree(self._temp, ignore_errors=True)
 
     def __enter__(self) -> Worker:
         return self

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import __version__, registry
+from lepton_edge import __version__, registry, verify
 from lepton_edge.artifact import Artifact
 from lepton_edge.candidates import Candidate
 from lepton_edge.choose import choose
@@ -40,10 +40,9 @@ def run_record(
     formats: Sequence[str],
 ) -> dict:
     """run.json: what went in, what was measured, what was picked and why."""
-    from lepton_edge.verify import accuracy
-
     labels = feeds.labels()
-    base = accuracy(reference.outputs, labels) if labels is not None else None
+    scored = verify.score(reference.outputs, labels) if labels is not None else None
+    base = scored.to_json() if scored else None
     limits = recipe.compress
     picked, reasons, front = choose(
         rows, max_drop=limits.max_drop, max_size=limits.max_size, max_latency=limits.max_latency
@@ -113,14 +112,6 @@ def _doubts(machine: dict, base: dict | None, rows: Sequence[dict], device: Devi
     if dead:
         found.append(f"failed: {', '.join(dead)}")
     return found
-
-
-def write_reports(folder: Path, run: dict) -> None:
-    """run.json and the reports rendered from it."""
-    from lepton_edge.report import render
-
-    save_json(folder / "run.json", run)
-    render(run, folder)
 
 
 def save_json(path: Path, data: Any) -> None:

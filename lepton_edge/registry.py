@@ -40,7 +40,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One file that runs models of ``formats``."""
+    """One file that runs models of ``formats``.
+
+    A ``shared`` runtime lives in the worker of the steps: a heavy framework is then imported once.
+    """
 
     name: str
     file: Path
@@ -50,6 +53,7 @@ class Runtime:
     cost: float = 1.0
     environ: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
     broken: str = ""
 
 
@@ -126,6 +130,7 @@ def runtimes() -> list[Runtime]:
                 float(facts.get("COST", 1.0)),
                 facts.get("ENVIRON", {}),
                 facts["options"],
+                facts.get("SHARED", False),
                 facts["broken"],
             )
         )
@@ -183,7 +188,7 @@ def _read(file: Path, function: str) -> dict[str, Any]:
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
                 name = node.targets[0].id
-                if name in ("REQUIRES", "COST", "ENVIRON", "FORMATS"):
+                if name in ("REQUIRES", "COST", "ENVIRON", "FORMATS", "SHARED"):
                     facts[name] = ast.literal_eval(node.value)
             elif isinstance(node, ast.FunctionDef) and node.name == function:
                 body = node

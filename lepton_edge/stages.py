@@ -100,8 +100,9 @@ def _load(road: Road, what: str, runtime: Runtime, art: Artifact, options: dict 
 
 
 def _worker(road: Road, what: str, runtime: Runtime):
-    # A runtime has a worker of its own, so that no other framework's libraries or threads are loaded beside it.
-    return road.workers.get(what, environ={**runtime.environ, "LEPTON_EDGE_ROLE": f"runtime {runtime.name}"})
+    # Else a runtime has a worker of its own, so that no other framework's libraries or threads are loaded beside it.
+    role = {} if runtime.shared else {"LEPTON_EDGE_ROLE": f"runtime {runtime.name}"}
+    return road.workers.get(what, environ={**runtime.environ, **role})
 
 
 def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: Feed | None = None) -> Model:
@@ -219,14 +220,15 @@ def judge(reference: Answers, candidate: Answers, labels: Any | None) -> dict:
         "parity": verify.parity(reference.outputs, candidate.outputs, candidate.wiring),
         "accuracy": None,
         "drop_points": None,
+        "drop_ci95": None,
     }
     if labels is not None:
         # Scores are looked for in the source model's order of outputs, so that both read the same one.
         by_source = {p.source: candidate.outputs[p.name] for p in candidate.wiring}
-        got = verify.accuracy({n: by_source[n] for n in reference.outputs if n in by_source}, labels)
-        base = verify.accuracy(reference.outputs, labels)
+        got = verify.score({n: by_source[n] for n in reference.outputs if n in by_source}, labels)
+        base = verify.score(reference.outputs, labels)
         if got and base:
-            figures |= {"accuracy": got, "drop_points": 100 * (base["top1"] - got["top1"])}
+            figures |= {"accuracy": got.to_json(), **verify.drop(base, got)}
     return figures
 
 

@@ -9,7 +9,7 @@ DASH, MINUS = "–", "−"
 
 
 def decimals(x: float, digits: int = 3) -> int:
-    """Decimal places that show ``digits`` significant digits of x, never more than 6."""
+    """Decimal places that show `digits` significant digits of x, never more than 6."""
     if not x or not math.isfinite(x):
         return 0
     rounded = float(f"{abs(x):.{digits - 1}e}")  # 9.996 has the digits of 10.0
@@ -17,7 +17,7 @@ def decimals(x: float, digits: int = 3) -> int:
 
 
 def number(x: float, places: int | None = None) -> str:
-    """A number with three significant digits (or ``places`` decimals) and a true minus sign."""
+    """A number with three significant digits (or `places` decimals) and a true minus sign."""
     if x and abs(x) < 1e-6 and places is None:
         return f"{x:.1e}".replace("-", MINUS)
     text = f"{x:,.{decimals(x) if places is None else places}f}"
@@ -49,9 +49,20 @@ def db(value: float | None) -> str:
     return "exact" if value is None else number(value, 1)
 
 
-def interval(pair: Sequence[float] | None, scale: float = 1.0) -> str:
-    """A 95 % interval in brackets, with the decimals of its larger end; empty when there is none."""
-    if pair is None:
+def duration(seconds: float) -> str:
+    """0.4 s, 12 s, 3 min 12 s, 1 h 5 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def interval(pair: Sequence[float] | None, scale: float = 1.0, places: int | None = None) -> str:
+    """A 95 % interval in brackets, with `places` decimals or those of its larger end; empty when there is none."""
+    if pair is None or not all(math.isfinite(v) for v in pair):
         return ""
-    places = decimals(max(abs(v) for v in pair) * scale)
+    if places is None:
+        places = decimals(max(abs(v) for v in pair) * scale)
     return f"[{number(pair[0] * scale, places)}, {number(pair[1] * scale, places)}]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -97,40 +98,65 @@ def _db(power: float, noise: float) -> float | None:
     return 10 * math.log10(power / noise) if power > 0 else -math.inf
 
 
-def accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> dict | None:
-    """Top-1 and top-5 of the first output that can hold classes, with a 95 % interval; None if no output can.
+@dataclass(frozen=True)
+class Score:
+    """Which samples were answered right: ``hits`` bool [count], ``top5`` a share or None."""
+
+    hits: np.ndarray
+    top5: float | None
+
+    def to_json(self) -> dict:
+        """Top-1 and top-5 with the 95 % Wilson interval of top-1."""
+        right, count = int(self.hits.sum()), len(self.hits)
+        return {
+            "top1": right / count,
+            "top5": self.top5,
+            "count": count,
+            "ci95": list(proportion_interval(right, count)),
+        }
+
+
+def score(outputs: dict[str, np.ndarray], labels: np.ndarray) -> Score | None:
+    """Hold the first output that can be scores of classes against ``labels`` int64 [count]; None if no output can.
 
     A vector of C >= 2 is read as scores of C classes, a single number as the score of class 1 (threshold 0.5 for
     probabilities, 0 for logits). Raises LeptonError when a label lies outside the classes.
     """
     for name, array in outputs.items():
-        flat = (
-            array.reshape(len(array), -1)
-            if array.ndim <= 2 or max(array.shape[1:]) == np.prod(array.shape[1:])
-            else None
-        )
-        if flat is None or not flat.shape[1]:
+        if array.ndim > 2 and max(array.shape[1:]) != np.prod(array.shape[1:]):
             continue
-        classes = max(2, flat.shape[1])
+        values = np.asarray(array).reshape(len(array), -1)
+        if not values.shape[1]:
+            continue
+        classes = max(2, values.shape[1])
         worst = int(labels.max(initial=0))
         if worst >= classes:
             raise LeptonError(
                 f"label {worst} does not fit output '{name}', which has {classes} classes (0..{classes - 1})",
                 "labels count from 0; a model with a background class needs labels moved by one",
             )
-        if flat.shape[1] == 1:
-            scores = np.asarray(flat[:, 0], np.float64)
+        if values.shape[1] == 1:
+            scores = values[:, 0].astype(np.float64)
             threshold = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
-            hits, top5 = int(((scores > threshold) == (labels == 1)).sum()), None
-        else:
-            values = np.asarray(flat)
-            hits = int((values.argmax(1) == labels).sum())
-            top5 = _top5(values, labels) if classes > 5 else None
-        low, high = proportion_interval(hits, len(labels))
-        return {"top1": hits / len(labels), "top5": top5, "count": len(labels), "ci95": [low, high]}
+            return Score((scores > threshold) == (labels == 1), None)
+        return Score(values.argmax(1) == labels, _top5(values, labels) if classes > 5 else None)
     return None
 
 
 def _top5(values: np.ndarray, labels: np.ndarray) -> float:
     best = np.argpartition(values, -5, axis=1)[:, -5:]
     return float((best == labels[:, None]).any(1).mean())
+
+
+def drop(reference: Score, candidate: Score) -> dict:
+    """Points of top-1 lost, and their 95 % interval for paired samples.
+
+    Only samples that one model gets right and the other wrong tell the two apart: with b and c of them,
+    the drop is (b - c) / n with the adjusted Wald interval of Agresti & Min, Statistics in Medicine 24, 2005.
+    """
+    lost = int((reference.hits & ~candidate.hits).sum())
+    won = int((~reference.hits & candidate.hits).sum())
+    n = len(reference.hits)
+    b, c, m = lost + 0.5, won + 0.5, n + 2.0
+    centre, half = (b - c) / m, 1.96 * math.sqrt(b + c - (b - c) ** 2 / m) / m
+    return {"drop_points": 100 * (lost - won) / n, "drop_ci95": [100 * (centre - half), 100 * (centre + half)]}

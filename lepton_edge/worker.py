@@ -39,18 +39,11 @@ def main() -> int:
         except Exception as e:
             traceback.print_exc(file=sys.stderr)
             sys.stderr.flush()
-            user = hasattr(e, "hint") and hasattr(e, "message")
-            text = e.message if user else (str(e).strip() or type(e).__name__)
-            say(
-                {
-                    "error": {
-                        "type": type(e).__name__,
-                        "message": text,
-                        "hint": getattr(e, "hint", ""),
-                        "user": user,
-                    }
-                }
-            )
+            # LeptonError, known by its two texts, for this file imports nothing of the package.
+            text, hint = getattr(e, "message", None), getattr(e, "hint", None)
+            user = isinstance(text, str) and isinstance(hint, str)
+            message = text if user else str(e).strip() or type(e).__name__
+            say({"error": {"type": type(e).__name__, "message": message, "hint": hint if user else "", "user": user}})
     return 0
 
 
@@ -80,6 +73,7 @@ def _die_with_parent() -> None:
 def _module(path: str):
     name = "lepton_plugin_" + os.path.splitext(os.path.basename(path))[0]  # noqa: PTH119,PTH122
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

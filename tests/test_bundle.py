@@ -165,6 +165,9 @@ def test_predict_is_bit_identical_with_the_feed(bundle, tmp_path):
     assert np.array_equal(model.predict(str(tmp_path / "raw.npy"))["scores"], scores(pictures(4)))
     large = pictures(2, 40, 40)
     assert np.array_equal(model.predict(large)["scores"], scores(large))
+    assert np.array_equal(model.predict(large[1])["scores"], scores(large[1:]))
+    gray = large[..., 0]
+    assert np.array_equal(model.predict(gray[0])["scores"], scores(np.repeat(gray[:1, ..., None], 3, -1)))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ EXTRA = "tensorflow"
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 WEIGHT_KINDS = "fiuV"
+# What json, zipfile and h5py raise for damaged input; h5py turns most errors of HDF5 into RuntimeError.
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RuntimeError, zipfile.BadZipFile)
 DEFLATE_LIMIT = 1100  # no compressor of HDF5 gains more: a dataset that claims to is a trap
 
 
@@ -33,15 +35,7 @@ def inspect(path: str) -> dict[str, Any]:
         kind = "h5" if file.read(8) == HDF5_MAGIC else "keras"
     try:
         return _inspect_h5(path) if kind == "h5" else _inspect_keras(path)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as problem:
+    except UNREADABLE as problem:
         raise damaged(path, "Keras", problem) from problem
 
 

@@ -83,7 +83,7 @@ def inspect(path: str) -> dict[str, Any]:
     nodes = list(_nodes(model.graph))
     owners = weights.owners(nodes)
     layers = [_row(node, shapes, weights, owners) for node in nodes if node.op_type != "Constant"]
-    producer = " ".join(part for part in (model.producer_name, model.producer_version) if part) or "unknown"
+    producer = " ".join(str(part) for part in (model.producer_name, model.producer_version) if part) or "unknown"
     notes = list(weights.notes)
     contrib = sorted({node.domain for node in nodes if node.domain not in STANDARD})
     if contrib:

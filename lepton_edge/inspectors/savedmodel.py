@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def inspect(path: str) -> dict[str, Any]:
         meta = _meta(path, model)
         checkpoint = Checkpoint(folder / "variables" / "variables")
         return _report(path, meta, checkpoint)
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as problem:
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError, struct.error) as problem:
         raise damaged(path, "SavedModel", problem) from problem
 
 

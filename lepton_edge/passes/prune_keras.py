@@ -23,7 +23,7 @@ import numpy as np
 
 from lepton_edge.errors import LeptonError, UsageError
 from lepton_edge.feeds import load_feed
-from lepton_edge.keras_move import Moved, copy_back, difference, graph_of, is_model, move, tolerance
+from lepton_edge.keras_move import Moved, copy_back, graph_of, is_model, move
 from lepton_edge.keras_safe import load_keras
 
 REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "tf-keras>=2.19", "tensorflow-model-optimization>=0.8")
@@ -404,12 +404,16 @@ def save(model: Any, dst: str | Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_options(sparsity: float, schedule: str, epochs: int, batch_size: int, learning_rate: float) -> None:
+def check_options(
+    sparsity: float, schedule: str, spread: str, epochs: int, batch_size: int, learning_rate: float
+) -> None:
     """Refuse options that make no sense, naming the one that is off."""
     if not 0 < sparsity < 1:
         raise UsageError(f"sparsity must lie between 0 and 1, not {sparsity}", hint="0.5 zeroes half the weights")
     if schedule not in ("polynomial", "constant"):
         raise UsageError(f"unknown schedule '{schedule}'", hint="known: polynomial, constant")
+    if spread not in ("erk", "uniform"):
+        raise UsageError(f"unknown spread '{spread}'", hint="known: erk (small layers keep more), uniform")
     if epochs < 1 or batch_size < 1:
         raise UsageError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
@@ -446,7 +450,6 @@ def run(
     sparsity: float = 0.5,
     schedule: str = "polynomial",
     spread: str = "erk",
-    decay: bool = True,
     epochs: int = 3,
     batch_size: int = 32,
     learning_rate: float = 1e-4,
@@ -455,10 +458,12 @@ def run(
 ) -> dict:
     """Prune the kernels of the .keras model `src` to `sparsity`, fine-tuning on the labelled feed `data`.
 
+    `schedule`: "polynomial" (gradual) or "constant" (at once). `spread`: "erk" (small layers keep more weights,
+    the whole model's kernels come to `sparsity`) or "uniform" (every layer the same).
     Returns measured sparsity (overall, model, layers), nonzeros, parameters, epochs done, losses, notes.
     Errors: LeptonError for a model, samples or labels that do not fit; `dst` is written once all went well.
     """
-    check_options(sparsity, schedule, epochs, batch_size, learning_rate)
+    check_options(sparsity, schedule, spread, epochs, batch_size, learning_rate)
     for key, value in ENVIRON.items():
         os.environ.setdefault(key, value)
     import keras
@@ -487,9 +492,7 @@ def run(
     wrapped = wrap(moved, schedule, sparsity, spread, steps * epochs)
     callback = make_callback(wrapped, steps, epochs, progress)
     moved.model.compile(
-        tf_keras.optimizers.Adam(
-            tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs) if decay else learning_rate
-        ),
+        tf_keras.optimizers.Adam(learning_rate),
         make_losses(moved, target),
     )
     moved.model.fit(batches, epochs=epochs, callbacks=[callback], shuffle=False, verbose=0)
@@ -497,8 +500,6 @@ def run(
         moved.model.set_weights(callback.kept)
     enforce(wrapped)
     copy_back(moved)
-    if not difference(model, moved.model, seed) < tolerance(model):
-        raise LeptonError(f"the pruned weights of '{model.name}' did not come back to Keras 3 unchanged")
     save(model, dst)
     return {
         **measure(moved),

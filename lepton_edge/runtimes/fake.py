@@ -28,7 +28,7 @@ def load(model: str, *, threads: int = 1, scale: float = 1.0) -> Session:
     try:
         config = json.loads(Path(model).read_text("utf-8"))
         session = Session(config, {"runtime": "fake", "version": "1", "threads": threads}, scale)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{Path(model).name}: not a fake model: {error}") from error
     time.sleep(float(config.get("load_delay_ms", 0)) / 1e3)
     if config.get("fail_at") == "load":

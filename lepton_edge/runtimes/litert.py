@@ -23,24 +23,22 @@ def load(model: str, *, threads: int = 1, delegate: str = "xnnpack") -> Session:
     _check_file(model)
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    resolver = (
-        OpResolverType.AUTO if delegate == "xnnpack" else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    )
-    try:
-        interpreter = Interpreter(
-            model_path=model, num_threads=threads, experimental_op_resolver_type=resolver
-        )
-        interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{Path(model).name}: LiteRT cannot load it: {_one_line(error)}") from error
-    ops = [op["op_name"] for op in interpreter._get_ops_details()]
+    resolver = OpResolverType.AUTO if delegate == "xnnpack" else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     info = {
         "runtime": "ai-edge-litert",
         "version": metadata.version("ai-edge-litert"),
-        "delegate": delegate if delegate == "none" or "DELEGATE" in ops else "none",
+        "delegate": "none",
         "threads": threads,
     }
-    return Session(interpreter, info)
+    try:
+        interpreter = Interpreter(model_path=model, num_threads=threads, experimental_op_resolver_type=resolver)
+        interpreter.allocate_tensors()
+        session = Session(interpreter, info)
+    except (ValueError, RuntimeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{Path(model).name}: LiteRT cannot load it: {_one_line(error)}") from error
+    if "DELEGATE" in session.ops:
+        info["delegate"] = delegate
+    return session
 
 
 def _check_file(model: str) -> None:
@@ -74,7 +72,8 @@ class Session:
         self._dtypes = {name: np.dtype(d["dtype"]) for d, name in zip(ins, in_names, strict=True)}
         self._free = any(None in spec["shape"][1:] for spec in self.inputs)
         self._single = all(shape[:1] == (1,) for shape in self._shapes.values())
-        self._stateful = any(_holds_state(op["op_name"]) for op in interpreter._get_ops_details())
+        self.ops = {op["op_name"] for op in interpreter._get_ops_details()}
+        self._stateful = any(_holds_state(op) for op in self.ops)
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name for inputs by name, each with its batch axis. State is reset before every call."""

@@ -27,9 +27,7 @@ def load(model: str, *, threads: int = 1, device: str = "CPU", precision: str = 
     _check_files(path)
     core = ov.Core()
     if device not in core.available_devices:
-        raise ValueError(
-            f"device '{device}' is not available; available: {', '.join(core.available_devices)}"
-        )
+        raise ValueError(f"device '{device}' is not available; available: {', '.join(core.available_devices)}")
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         config["INFERENCE_NUM_THREADS"] = threads

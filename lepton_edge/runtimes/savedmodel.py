@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 REQUIRES = ("tensorflow>=2.19",)
+SHARED = True  # with the steps, for importing TensorFlow takes seconds
 FORMATS = ("savedmodel",)
 # Graph operations that run Python or reach the file system.
 UNSAFE_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "LegacyExec"}

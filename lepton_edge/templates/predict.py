@@ -38,9 +38,7 @@ class Model:
         self._core = _module(self.folder / "preprocess_core.py")
         runtime = _module(_inside(self.folder, self.manifest["runtime"]["file"]))
         try:
-            self._session = runtime.load(
-                str(_inside(self.folder, self.manifest["model"]["file"])), threads=threads
-            )
+            self._session = runtime.load(str(_inside(self.folder, self.manifest["model"]["file"])), threads=threads)
         except ImportError as error:
             needed = " ".join(self.manifest["runtime"]["requires"])
             raise BundleError(
@@ -81,10 +79,7 @@ class Model:
     def run(self, batches: dict) -> dict:
         """Outputs {name: array [samples, ...]} for model-ready batches in the source model's layout."""
         rows = [
-            {
-                port["source"]: _unbatched(_undo(answer[port["name"]], port["perm"]))
-                for port in self._ports("outputs")
-            }
+            {port["source"]: _unbatched(_undo(answer[port["name"]], port["perm"])) for port in self._ports("outputs")}
             for answer in self.answers(batches)
         ]
         outputs = {}
@@ -126,9 +121,7 @@ class Model:
         image = self.manifest.get("image_sha256")
         if image:
             same = self._core.fingerprint(self.manifest["preprocess"]) == image
-            results.append(
-                {"what": "preprocessing", "difference": 0 if same else 1, "allowed": 0, "ok": same}
-            )
+            results.append({"what": "preprocessing", "difference": 0 if same else 1, "allowed": 0, "ok": same})
         if not golden:
             return results
         with np.load(_inside(self.folder, golden["file"]), allow_pickle=False) as stored:
@@ -162,17 +155,15 @@ class Model:
         shape, config = spec["shape"][1:], self.manifest["preprocess"]
         if spec["name"] != self.manifest["prepared"]:
             config = dict(config, scale=1.0, mean=[0.0], std=[1.0], layout=None, size=None, color=None)
-        if array.dtype != np.uint8:
-            config = dict(config, size=None)  # only pictures are resized, never other arrays
         config = dict(config, dtype=spec["dtype"])
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BundleError(f"the array for input '{spec['name']}' holds NaN or infinity")
-        for batch in (array, array[None]):
+        for batch, chosen in _readings(array, config, len(shape)):
             try:
-                self._core.arrangement(batch.shape[1:], config, shape)
+                self._core.arrangement(batch.shape[1:], chosen, shape)
             except self._core.PreprocessError:
                 continue
-            return self._core.prepare(batch, config, shape)
+            return self._core.prepare(batch, chosen, shape)
         raise BundleError(
             f"input '{spec['name']}' takes samples of shape {self._core.show(shape)}, not {list(array.shape)}"
         )
@@ -195,6 +186,18 @@ class _Image:
         self.pixels = pixels
 
 
+def _readings(array: np.ndarray, config: dict, rank: int):
+    """What an array may be, likeliest first: a batch or one sample; only then pictures of another size."""
+    exact = dict(config, size=None)
+    both = (array, array[None]) if array.ndim > rank else (array[None], array)
+    readings = [(batch, exact) for batch in both]
+    if array.dtype == np.uint8 and array.ndim == 4:
+        readings.append((array, config))
+    elif array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
+        readings.append((array[None], config))
+    return readings
+
+
 def check(folder: Path) -> dict:
     """The manifest, once every file it lists is there unchanged. Raises BundleError."""
     try:
@@ -213,7 +216,7 @@ def check(folder: Path) -> dict:
             raise BundleError(f"{name} is missing from the bundle: copy the folder again")
         digest = hashlib.sha256()
         with path.open("rb") as stream:
-            for block in iter(lambda stream=stream: stream.read(1 << 20), b""):
+            while block := stream.read(1 << 20):
                 digest.update(block)
         if digest.hexdigest() != facts["sha256"]:
             raise BundleError(f"{name} was changed or damaged (its SHA-256 differs): copy the folder again")
@@ -231,6 +234,8 @@ def _inside(folder: Path, name: str) -> Path:
 def _module(path: Path):
     name = f"lepton_bundle_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BundleError(f"{path} cannot be loaded as a module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -265,9 +270,7 @@ def _show(model: Model, outputs: dict, count: int) -> str:
     for name, value in () if top else outputs.items():
         flat = np.concatenate([np.asarray(v).reshape(-1) for v in value])
         values = " ".join(f"{v:.5g}" for v in flat[:8])
-        lines.append(
-            f"{name}: {list(np.shape(value[0]))} x {len(value)}: {values}{' ...' if flat.size > 8 else ''}"
-        )
+        lines.append(f"{name}: {list(np.shape(value[0]))} x {len(value)}: {values}{' ...' if flat.size > 8 else ''}")
     return "\n".join(lines)
 
 
@@ -293,9 +296,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--top", type=int, default=5, help="classes to show (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object a file")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (1)")
-    parser.add_argument(
-        "--self-test", action="store_true", help="compare with the outputs this bundle shipped with"
-    )
+    parser.add_argument("--self-test", action="store_true", help="compare with the outputs this bundle shipped with")
     options = parser.parse_args(arguments)
     if bool(options.file) == options.self_test or options.top < 1 or options.threads < 1:
         parser.error("give files, or --self-test alone; --top and --threads count from 1")

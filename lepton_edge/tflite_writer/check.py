@@ -71,7 +71,9 @@ def interpreter(data: bytes) -> Any:
         made.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
-        raise LeptonError(f"LiteRT does not load the converted model: {text}", hint="please report the model") from error
+        raise LeptonError(
+            f"LiteRT does not load the converted model: {text}", hint="please report the model"
+        ) from error
     return made
 
 
@@ -160,7 +162,9 @@ def verify(
     for name, (source, perm) in outputs.items():
         want = wanted[source] if perm is None else store(wanted[source], perm)
         if got[name].shape != want.shape:
-            raise LeptonError(f"output '{name}' has shape {got[name].shape} instead of {want.shape}", hint="please report it")
+            raise LeptonError(
+                f"output '{name}' has shape {got[name].shape} instead of {want.shape}", hint="please report it"
+            )
         figures = compare(want, got[name])
         if not _close(want, figures, limit_db):
             raise LeptonError(

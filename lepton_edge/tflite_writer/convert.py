@@ -14,9 +14,11 @@ from lepton_edge.tflite_writer.fold import fold
 from lepton_edge.tflite_writer.fuse import fuse
 from lepton_edge.tflite_writer.graph import Graph, Node
 from lepton_edge.tflite_writer.layout import Perm
-from lepton_edge.tflite_writer.load import fix_inputs, input_dtype, optimise, read, to_graph
+from lepton_edge.tflite_writer.load import expand, fix_inputs, input_dtype, optimise, read, to_graph
+from lepton_edge.tflite_writer.lower import LOWER, lower
 from lepton_edge.tflite_writer.table import operators
 
+_HINT = "export the model without these operators (replace or cut them off), or target ONNX or OpenVINO"
 _SQNR_DB = {False: 60.0, True: 30.0}  # float32 weights; float16 weights
 
 
@@ -25,12 +27,12 @@ def convert(
 ) -> dict[str, Any]:
     """Converts ONNX file `src` to TFLite file `dst`; returns the step's dictionary."""
     model = read(src)
-    fix_inputs(model, input_shapes)
-    slim = optimise(model)
-    graph = to_graph(slim)
+    inputs_of = fix_inputs(model, input_shapes)
+    graph = to_graph(optimise(expand(model, set(operators()) | set(LOWER))), inputs_of)
     fold(graph)
     fuse(graph)
-    supported(graph)
+    supported(graph, lower(graph))
+    fold(graph)
     emitter, inputs, outputs = emit(graph, float16=float16, keep_nchw=keep_nchw_inputs)
     ins = {name: view[0] for name, view in inputs.items()}
     outs = {name: view[0] for name, view in outputs.items()}
@@ -57,19 +59,18 @@ def _spec(name: str, perm: Perm | None) -> dict[str, Any]:
     return {"name": name, "source": name, "perm": list(perm) if perm else None}
 
 
-def supported(graph: Graph) -> None:
-    """Raises one LeptonError that lists every operator without a counterpart."""
+def supported(graph: Graph, problems: list[str]) -> None:
+    """Raises one LeptonError that lists every operator without a counterpart, and `problems` found before."""
     table = operators()
     missing: dict[str, list[str]] = {}
     for node in graph.nodes:
         if node.op not in table:
             missing.setdefault(node.op, []).append(node.name)
     if missing:
-        text = "; ".join(f"{op} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for op, names in missing.items())
-        raise LeptonError(
-            f"no TFLite counterpart for: {text}",
-            hint="export the model without these operators (replace or cut them off), or target ONNX or OpenVINO",
-        )
+        named = (f"{op} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for op, names in missing.items())
+        problems = [f"no TFLite counterpart for: {'; '.join(named)}", *problems]
+    if problems:
+        raise LeptonError("; ".join(problems), hint=_HINT)
 
 
 def emit(
@@ -97,7 +98,7 @@ def emit(
             problems.append(error.message)
             _stand_in(e, node)
     if problems:
-        raise LeptonError("; ".join(problems), hint="export the model without these forms, or target ONNX or OpenVINO")
+        raise LeptonError("; ".join(problems), hint=_HINT)
     return e, inputs, _outputs(e, {i for i, _ in inputs.values()})
 
 
@@ -193,7 +194,6 @@ def publish(data: bytes, dst: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         aside.write_bytes(data)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-

@@ -151,9 +151,7 @@ class Emitter:
 
     def emit(self, code: str, ins: list[int], name: str, perm: Perm, **options: Any) -> int:
         """One TFLite operator whose output is the ONNX tensor `name`, stored in order `perm`."""
-        index = self.add(
-            code, ins, self.stored(name, perm), self.dtype(name), name, self.quant(name), **options
-        )
+        index = self.add(code, ins, self.stored(name, perm), self.dtype(name), name, self.quant(name), **options)
         self.put(name, index, perm)
         return index
 

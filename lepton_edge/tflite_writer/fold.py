@@ -29,10 +29,13 @@ def _static_shapes(graph: Graph) -> None:
     """Shape and Size are constants, because every shape is static."""
     kept = []
     for node in graph.nodes:
-        if node.op not in ("Shape", "Size"):
+        if node.op not in ("Shape", "Size", "EyeLike"):
             kept.append(node)
             continue
         shape = graph.shapes[node.inputs[0]]
+        if node.op == "EyeLike":
+            graph.consts[node.out] = np.eye(*shape, k=node.attrs.get("k", 0), dtype=graph.dtypes[node.out])
+            continue
         start, end = node.attrs.get("start", 0), node.attrs.get("end", len(shape))
         part = shape[start:end] if node.op == "Shape" else int(np.prod(shape, dtype=np.int64))
         graph.consts[node.out] = np.asarray(part, np.int64)
@@ -123,7 +126,7 @@ def to_proto(node: Node) -> Any:
         k: numpy_helper.from_array(v) if isinstance(v, np.ndarray) else _retype(node.op, k, v)
         for k, v in node.attrs.items()
     }
-    return helper.make_node(node.op, node.inputs, node.outputs, name=node.name, **attrs)
+    return helper.make_node(node.op, node.inputs, node.outputs, **attrs)
 
 
 def _retype(op: str, key: str, value: Any) -> Any:

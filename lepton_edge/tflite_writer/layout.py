@@ -92,6 +92,13 @@ def groups(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
     return blocks
 
 
+def gather_blocks(before: Shape, perm: Perm, after: Shape) -> Perm:
+    """The stored order nearest to `perm` from which the reshape moves nothing: each block's axes in a row."""
+    order = solid(before, perm)
+    blocks = sorted((left for left, _ in groups(before, after)), key=lambda left: order.index(left[-1]))
+    return complete([a for left in blocks for a in left], before)
+
+
 def reshape(before: Shape, perm: Perm, after: Shape) -> Perm | None:
     """The perm the reshaped tensor has when its bytes stay where they are, or None when they must move."""
     if 0 in before:

@@ -106,12 +106,44 @@ def fix_inputs(model: Any, input_shapes: str = "") -> list[str]:
             f"TFLite files have static shapes, and these input axes are free: {', '.join(free)}",
             hint="set input_shapes, for example 'x=1,3,224,224'",
         )
+    kept = [i for i in model.graph.input if i.name not in held]
+    del model.graph.input[:]  # initializers listed as inputs may be overridden, so nothing would fold them
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, 4)
     if changed:
         del model.graph.value_info[:]
         for out in model.graph.output:
             if out.type.HasField("tensor_type"):
                 out.type.tensor_type.ClearField("shape")
     return [i.name for i in inputs]
+
+
+def expand(model: Any, known: set[str]) -> Any:
+    """Opsets before 7 brought to 13, and operators outside `known` that ONNX defines by others written out."""
+    import onnx
+    from onnx import inliner, version_converter
+
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if 0 < version < 7:
+        try:
+            model = version_converter.convert_version(model, 13)
+        except (RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise LeptonError(
+                f"opset {version} cannot be updated: {text}", hint="export with opset 13 or later"
+            ) from error
+    names = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")} - known
+    defined = [op for op in sorted(names) if _is_function(onnx, op, version)]
+    if not defined:
+        return model
+    return inliner.inline_selected_functions(model, [("", op) for op in defined], inline_schema_functions=True)
+
+
+def _is_function(onnx: Any, op: str, version: int) -> bool:
+    if not onnx.defs.has(op):
+        return False
+    schema = onnx.defs.get_schema(op, version)
+    return schema.has_function or schema.has_context_dependent_function
 
 
 def optimise(model: Any) -> Any:
@@ -144,8 +176,8 @@ def save(model: Any, path: Path) -> None:
     onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
-def to_graph(model: Any) -> Graph:
-    """A `Graph` of a static, optimised model; 16- and 64-bit floats become float32."""
+def to_graph(model: Any, inputs: list[str]) -> Graph:
+    """A `Graph` of a static, optimised model with these inputs; 16- and 64-bit floats become float32."""
     import onnx
     from onnx import numpy_helper
 
@@ -164,7 +196,6 @@ def to_graph(model: Any) -> Graph:
     domains = {d.domain: d.version for d in model.opset_import}
     shapes = {k: tuple(v.shape) for k, v in consts.items()}
     dtypes = {k: v.dtype for k, v in consts.items()}
-    inputs = [i.name for i in g.input if i.name not in consts]
     outputs = [o.name for o in g.output]
     graph = Graph(nodes, inputs, outputs, consts, shapes, dtypes, domains.get("", domains.get("ai.onnx", 1)), domains)
     try:

@@ -26,7 +26,7 @@ _SAME_NAME = {
     "Conv2D": "CONV_2D", "DepthwiseConv2D": "DEPTHWISE_CONV_2D", "Conv3D": "CONV_3D",
     "TransposeConv": "TRANSPOSE_CONV", "FullyConnected": "FULLY_CONNECTED", "BatchMatMul": "BATCH_MATMUL",
     "Quantize": "QUANTIZE", "Dequantize": "DEQUANTIZE", "FloorMod": "FLOOR_MOD", "FloorDiv": "FLOOR_DIV",
-    "LocalResponseNormalization": "LOCAL_RESPONSE_NORMALIZATION", "BitwiseXor": "BITWISE_XOR", "ReverseSequence": "REVERSE_SEQUENCE",
+    "LocalResponseNormalization": "LOCAL_RESPONSE_NORMALIZATION", "BitwiseXor": "BITWISE_XOR", "ATan2": "ATAN2", "ReverseSequence": "REVERSE_SEQUENCE",
     "SquaredDifference": "SQUARED_DIFFERENCE",
 }  # fmt: skip
 OPTIONS = {code: f"{name}Options" for name, code in _SAME_NAME.items()} | {
@@ -189,7 +189,7 @@ _SINCE: dict[tuple[str, int], str] = {
     ("CONV_3D", 1): "2.5.0", ("RESIZE_BILINEAR", 3): "2.2.0", ("RESIZE_NEAREST_NEIGHBOR", 3): "2.3.0",
     ("ARG_MAX", 3): "2.9.0", ("ARG_MIN", 3): "2.9.0", ("LOG", 2): "2.12.0", ("RSQRT", 2): "2.5.0",
     ("STRIDED_SLICE", 4): "2.1.0", ("FULLY_CONNECTED", 6): "2.1.0", ("REDUCE_ALL", 1): "2.6.0",
-    ("BITWISE_XOR", 1): "2.14.0",
+    ("BITWISE_XOR", 1): "2.14.0", ("ATAN2", 1): "2.10.0",
 }  # fmt: skip
 
 

@@ -62,7 +62,9 @@ def padding(w: Window, size: tuple[int, int]) -> str | None:
     if not any(w.pads):
         return "VALID"
     for i in (0, 1):
-        total = max((-(-size[i] // w.strides[i]) - 1) * w.strides[i] + (w.kernel[i] - 1) * w.dilations[i] + 1 - size[i], 0)
+        total = max(
+            (-(-size[i] // w.strides[i]) - 1) * w.strides[i] + (w.kernel[i] - 1) * w.dilations[i] + 1 - size[i], 0
+        )
         if (w.pads[i], w.pads[i + 2]) != (total // 2, total - total // 2):
             return None
     return "SAME"
@@ -193,7 +195,9 @@ def _transpose_conv(e: Emitter, n: Node, size: Any, out: Any, kernel: Any, strid
     )
     batch, dtype = e.shape(x)[0], e.dtype(n.out)
     need = [begins[i] + out[i] for i in (0, 1)]
-    full = [max((size[i] - 1) * strides[i] + kernel[i], min(need[i], size[i] * strides[i] + kernel[i] - 1)) for i in (0, 1)]
+    full = [
+        max((size[i] - 1) * strides[i] + kernel[i], min(need[i], size[i] * strides[i] + kernel[i] - 1)) for i in (0, 1)
+    ]
     shape = (batch, *(out if same else full), filters)
     ins = [e.shape_const(shape), weights, index]
     if not same and any(need[i] > full[i] for i in (0, 1)):

@@ -106,7 +106,14 @@ def scatter_nd(e: Emitter, n: Node) -> None:
             positions[tuple(where[at])] = fresh[at]
         return _merge(e, n, x, updates, positions)
     if e.dtype(indices) != np.int32:
-        index = e.add("CAST", [e.get(indices)], e.shape(indices), np.int32, inDataType=e.dtype(indices), outDataType=np.dtype(np.int32))
+        index = e.add(
+            "CAST",
+            [e.get(indices)],
+            e.shape(indices),
+            np.int32,
+            inDataType=e.dtype(indices),
+            outDataType=np.dtype(np.int32),
+        )
     else:
         index = e.get(indices)
     target = e.shape_const(shape)

@@ -255,6 +255,24 @@ def hyperbolic(sign: str, scale_by: float = 0.5):
     return apply
 
 
+def arc(sine: bool):
+    """asin and acos by ATAN2 of the two sides of the triangle."""
+
+    def apply(e: Emitter, n: Node) -> None:
+        x, m = start(e, n)
+        other = m("SQRT", m("SUB", 1.0, m("MUL", x, x)))
+        m.done(n, "ATAN2", *((x, other) if sine else (other, x)))
+
+    return apply
+
+
+def arctan(e: Emitter, n: Node) -> None:
+    """atan2(x, 1)."""
+    x, m = start(e, n)
+    ones = m("ADD", m("MUL", x, 0.0), 1.0)
+    m.done(n, "ATAN2", x, ones)
+
+
 def gelu(e: Emitter, n: Node) -> None:
     """Gelu, exact or by tanh."""
     unary("GELU", approximate=n.attrs.get("approximate", "none") == "tanh")(e, n)
@@ -399,7 +417,7 @@ OPS = {
     "Sum": variadic("ADD"), "Max": variadic("MAXIMUM"), "Min": variadic("MINIMUM"), "Mean": mean,
     "Clip": clip, "HardSigmoid": hard_sigmoid, "Elu": elu, "Selu": selu, "Celu": celu,
     "ThresholdedRelu": thresholded_relu, "Shrink": shrink, "Softplus": softplus, "Mish": mish,
-    "Softsign": softsign, "Swish": swish, "Reciprocal": reciprocal, "Erf": erf, "Tan": tan,
+    "Softsign": softsign, "Swish": swish, "Reciprocal": reciprocal, "Erf": erf, "Tan": tan, "Asin": arc(True), "Acos": arc(False), "Atan": arctan,
     "Sinh": hyperbolic("SUB"), "Cosh": hyperbolic("ADD"), "Gelu": gelu, "PRelu": prelu, "Pow": power,
     "Mod": modulo, "Div": divide, "Xor": xor, "Where": where, "Cast": cast, "CastLike": cast, "IsNaN": is_nan, "IsInf": is_inf,
 }  # fmt: skip

@@ -42,9 +42,7 @@ def gemm(e: Emitter, n: Node) -> None:
     _add(e, n, product, addend, beta)
 
 
-def _gemm_computed(
-    e: Emitter, n: Node, a: str, b: str, alpha: float, beta: float, addend: str | None
-) -> None:
+def _gemm_computed(e: Emitter, n: Node, a: str, b: str, alpha: float, beta: float, addend: str | None) -> None:
     right = _turned(e, b) if n.attrs.get("transB") else b
     if alpha == 1 and addend is None:
         return batch_matmul(e, n, a, right, n.out)
@@ -115,7 +113,11 @@ def _vector_matmul(e: Emitter, n: Node, a: str, b: str) -> None:
         view = e.graph.fresh(f"{name}_matrix", shape, e.dtype(name))
         e.put(view, e.reshape(e.get(name), shape), layout.identity(len(shape)))
         names.append(view)
-    shape = (*np.broadcast_shapes(e.shape(names[0])[:-2], e.shape(names[1])[:-2]), e.shape(names[0])[-2], e.shape(names[1])[-1])
+    shape = (
+        *np.broadcast_shapes(e.shape(names[0])[:-2], e.shape(names[1])[:-2]),
+        e.shape(names[0])[-2],
+        e.shape(names[1])[-1],
+    )
     product = e.graph.fresh(f"{n.out}_matrix", shape, e.dtype(n.out))
     batch_matmul(e, Node("MatMul", n.name, names, [product]), names[0], names[1], product)
     e.put(n.out, e.reshape(e.get(product), e.shape(n.out)), layout.identity(e.rank(n.out)))

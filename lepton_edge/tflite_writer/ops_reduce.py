@@ -110,7 +110,9 @@ def hardmax(e: Emitter, n: Node) -> None:
     perm = (*(a for a in range(rank) if a != axis), axis)
     index = e.get(x, perm)
     t = e.writer.tensors[index]
-    best = e.add("ARG_MAX", [index, e.shape_const(len(perm) - 1)], t.shape[:-1], np.int32, outputType=np.dtype(np.int32))
+    best = e.add(
+        "ARG_MAX", [index, e.shape_const(len(perm) - 1)], t.shape[:-1], np.int32, outputType=np.dtype(np.int32)
+    )
     ins = [best, e.shape_const(t.shape[-1])]
     ins += [e.constant(np.asarray(v, t.dtype)) for v in (1, 0)]
     e.emit("ONE_HOT", ins, n.out, perm, axis=-1)

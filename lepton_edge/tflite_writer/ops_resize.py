@@ -113,9 +113,7 @@ def _native(e: Emitter, n: Node, x: str, mode: str, matrices: dict[int, np.ndarr
     return False
 
 
-def _product(
-    e: Emitter, index: int, perm: layout.Perm, axis: int, matrix: np.ndarray
-) -> tuple[int, layout.Perm]:
+def _product(e: Emitter, index: int, perm: layout.Perm, axis: int, matrix: np.ndarray) -> tuple[int, layout.Perm]:
     """Moves the axis last and multiplies by the matrix."""
     place = perm.index(axis)
     order = [k for k in range(len(perm)) if k != place] + [place]

@@ -33,7 +33,9 @@ def reshape(e: Emitter, n: Node) -> None:
             e.order[n.out] = tail
             e.put(n.out, e.reshape(e.get(x, perm), after, n.out), layout.identity(len(after)))
             return
-    e.put(n.out, e.reshape(e.get(x), after, n.out), layout.identity(len(after)))
+    perm = layout.gather_blocks(before, e.perm(x), after)
+    target = layout.reshape(before, perm, after)
+    e.put(n.out, e.reshape(e.get(x, perm), e.stored(n.out, target), n.out), target)
 
 
 def _only_matrices_read(e: Emitter, name: str) -> bool:
