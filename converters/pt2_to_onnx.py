@@ -21,29 +21,39 @@ def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 18) -> dict:
     """
     import torch
 
-    from lepton_edge.runtimes.torch import load_program
+    from lepton_edge.runtimes.torch import input_specs, load_program, output_specs
 
     name = Path(src).name
     try:
         program = load_program(src)
+        inputs = [spec["name"] for spec in input_specs(program)[0]]
+        outputs = [spec["name"] for spec in output_specs(program)]
     except ValueError as error:
-        raise LeptonError(
-            str(error), hint="save the model with torch.export.save in a recent PyTorch"
-        ) from error
+        raise LeptonError(str(error), hint="save the model with torch.export.save in a recent PyTorch") from error
     size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     if size >= _LIMIT:
         raise LeptonError(f"{name}: {size / 2**30:.1f} GiB of weights do not fit one ONNX file (2 GiB)")
     try:
-        exported = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=opset,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
     except Exception as error:  # torch.onnx raises its own errors, which wrap any exception of a translation
         raise LeptonError(
             f"{name}: torch.onnx cannot export it: {_reason(error)}",
             hint="the operator it names has no ONNX form at this opset; or change the model",
         ) from error
     proto = exported.model_proto
+    named = [v.name for v in proto.graph.input], [v.name for v in proto.graph.output]
+    if named != (inputs, outputs):
+        raise LeptonError(f"{name}: torch.onnx changed its inputs or outputs: {named[0]} -> {named[1]}")
     fixed = _fix_batch(proto, fixed_batch)
     _save(proto, dst)
-    inputs, outputs = [v.name for v in proto.graph.input], [v.name for v in proto.graph.output]
     return {
         "inputs": [{"name": n, "source": n, "perm": None} for n in inputs],
         "outputs": [{"name": n, "source": n, "perm": None} for n in outputs],

@@ -33,35 +33,33 @@ def run(src: str, dst: str, *, channel_last: bool = True) -> dict:
     """
     import torch
 
-    from lepton_edge.runtimes.torch import Session, load_program
+    from lepton_edge.runtimes.torch import input_specs, load_program, output_specs
 
     name = Path(src).name
     try:
         program = load_program(src)
-        specs = Session(program, {})
+        (inputs, slots), outputs = input_specs(program), output_specs(program)
     except ValueError as error:
-        raise LeptonError(
-            str(error), hint="save the model with torch.export.save in a recent PyTorch"
-        ) from error
-    for spec in specs.inputs:
+        raise LeptonError(str(error), hint="save the model with torch.export.save in a recent PyTorch") from error
+    for spec in inputs:
         if None in spec["shape"][1:]:
             raise LeptonError(
                 f"{name}: input '{spec['name']}' has free sizes {spec['shape']}",
                 hint="export the model with fixed sizes (only the batch may be free)",
             )
-    image_in = _images(program, {s["name"] for s in specs.inputs}) if channel_last else set()
-    image_out = _images(program, {s["name"] for s in specs.outputs}, backward=True) if channel_last else set()
-    module = _wrap(program, specs, image_in, image_out)
-    samples = {s["name"]: _sample(torch, s, s["name"] in image_in) for s in specs.inputs}
+    image_in = _images(program, {s["name"] for s in inputs}) if channel_last else set()
+    image_out = _images(program, {s["name"] for s in outputs}, backward=True) if channel_last else set()
+    module = _wrap(program, slots, outputs, image_in, image_out)
+    samples = {s["name"]: _sample(torch, s, s["name"] in image_in) for s in inputs}
     _convert(module, samples, dst, name)
     return {
         "inputs": [
             {"name": s["name"], "source": s["name"], "perm": [0, 2, 3, 1] if s["name"] in image_in else None}
-            for s in specs.inputs
+            for s in inputs
         ],
         "outputs": [
             {"name": s["name"], "source": s["name"], "perm": [0, 2, 3, 1] if s["name"] in image_out else None}
-            for s in specs.outputs
+            for s in outputs
         ],
         "notes": [f"'{n}' is channel-last (NHWC) in the TFLite file" for n in sorted(image_in | image_out)],
     }
@@ -88,12 +86,12 @@ def _convert(module: Any, samples: dict[str, Any], dst: str, name: str) -> None:
         Path(aside).replace(target)
 
 
-def _wrap(program: Any, specs: Any, image_in: set[str], image_out: set[str]) -> Any:
+def _wrap(program: Any, slots: list, specs: list[dict], image_in: set[str], image_out: set[str]) -> Any:
     """A module with the program's inputs as keywords and its outputs as a dict, images channel-last."""
     import torch
 
     inner = program.module(check_guards=False)
-    outputs = [spec["name"] for spec in specs.outputs]
+    outputs = [spec["name"] for spec in specs]
 
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
@@ -102,16 +100,13 @@ def _wrap(program: Any, specs: Any, image_in: set[str], image_out: set[str]) -> 
 
         def forward(self, **feeds: Any) -> dict[str, Any]:
             flat = []
-            for is_tensor, slot in specs._slots:
+            for is_tensor, slot in slots:
                 value = feeds[slot] if is_tensor else slot
                 flat.append(value.permute(0, 3, 1, 2) if is_tensor and slot in image_in else value)
             args, kwargs = torch.utils._pytree.tree_unflatten(flat, program.call_spec.in_spec)
             leaves = torch.utils._pytree.tree_leaves(self.inner(*args, **kwargs))
             tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-            return {
-                n: t.permute(0, 2, 3, 1) if n in image_out else t
-                for n, t in zip(outputs, tensors, strict=True)
-            }
+            return {n: t.permute(0, 2, 3, 1) if n in image_out else t for n, t in zip(outputs, tensors, strict=True)}
 
     return Wrapped()
 

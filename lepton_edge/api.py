@@ -13,6 +13,7 @@ from typing import Any
 from lepton_edge import bench as timing
 from lepton_edge import candidates, record, registry, rundir, samples, stages
 from lepton_edge.artifact import copy_artifact, detect, open_artifact, suffix
+from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.plan import plan
 from lepton_edge.progress import Silent
@@ -30,7 +31,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     start = time.monotonic()
     rundir.check(out)
     detect(model)
-    device = samples.device(recipe.compress.device)
+    device = get_device(recipe.compress.device)
     formats = targets(recipe.compress.to or device.formats or TARGETS)
     with (
         rundir.publishing(out) as folder,
@@ -43,13 +44,14 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         made = candidates.make(road, source, formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
-        timed = candidates.time(road, judged, recipe, recipe.bench.threads or device.threads or 1)
+        timed = candidates.time(road, judged, recipe, record.threads(recipe, device))
         run = record.run_record(source, feeds, reference, device, recipe, candidates.rows(timed, folder), formats)
         run["seconds"] = round(time.monotonic() - start, 1)
-        road.progress.stage("writing the bundle and the report")
+        road.progress.stage("writing the bundle")
         record.write_bundle_of_picked(road, folder, run, source, feeds, timed)
         record.save_json(folder / "run.json", run)
-        render(run, folder)
+    # Behind the publishing: what was measured is kept, whatever may be wrong with a picture of it.
+    render(run, out)
     return run
 
 
@@ -161,12 +163,12 @@ def bench(
             entrants.append(timing.Entrant(name, path, source.runtime, feeds.evaluation.folder))
         road.workers.drop()
         road.progress.stage("measuring latency, models in turn")
-        device = samples.device(recipe.compress.device)
+        device = get_device(recipe.compress.device)
         timings = timing.measure(
             entrants,
             seconds=recipe.bench.seconds,
             rounds=recipe.bench.rounds,
-            threads=recipe.bench.threads or device.threads or 1,
+            threads=record.threads(recipe, device),
             seed=recipe.compress.seed,
             progress=road.progress.update,
         )

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lepton_edge import noise
 from lepton_edge.errors import LeptonError
 from lepton_edge.launch import Worker, python_path
 from lepton_edge.registry import Runtime
@@ -74,6 +75,8 @@ def measure(
                 done[e.name] = Timing(None, None, error)
                 worker.close()
         samples: dict[str, list[list[int]]] = {name: [] for name in ready}
+        pids = [worker.pid for worker, _, _ in ready.values()]
+        before = noise.moment(pids)
         for r in range(rounds):
             turn = list(ready)
             order.shuffle(turn)
@@ -90,6 +93,7 @@ def measure(
                 except LeptonError as error:
                     done[name] = Timing(None, ready[name][1]["info"], error)
                     del ready[name]
+        busy = noise.others(before, noise.moment(pids))
         for name, (worker, loaded, started) in ready.items():
             figures = {
                 "kind": "measured",
@@ -99,6 +103,7 @@ def measure(
                 "warmup_runs": started["warmup_runs"],
                 "peak_rss_mb": worker.call("usage")["peak_rss_mb"],
                 "threads": threads,
+                "others_cores": busy,
                 "samples_ns": samples[name],
             }
             done[name] = Timing(figures, loaded["info"])

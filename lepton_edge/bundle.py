@@ -135,7 +135,7 @@ def _adapter(file: Path, loaded: Mapping[str, Any] | None) -> Adapter:
                 name = node.targets[0].id
                 if name in ("REQUIRES", "FORMATS"):
                     facts[name] = ast.literal_eval(node.value)
-        formats, requires = tuple(facts["FORMATS"]), tuple(facts["REQUIRES"])
+        formats, requires = tuple(facts["FORMATS"]), tuple(facts.get("REQUIRES", ()))
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         raise LeptonError(f"{file} is not a runtime adapter ({error})", "it has to set REQUIRES and FORMATS") from error
     pinned = [

@@ -95,4 +95,7 @@ def quality(c: dict) -> float:
     """What "better" means for a candidate: top-1 when there are labels, else SQNR to the source model in dB."""
     if c["accuracy"]:
         return c["accuracy"]["top1"]
-    return math.inf if c["parity"]["sqnr_db"] is None else c["parity"]["sqnr_db"]
+    parity = c["parity"]
+    if parity["sqnr_db"] is None:
+        return math.inf if parity["max_abs"] == 0 else -math.inf
+    return parity["sqnr_db"]

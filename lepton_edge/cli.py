@@ -317,9 +317,9 @@ def devices_show(
     Example: `lepton-edge devices show raspberrypi4`
     """
     from lepton_edge import show
-    from lepton_edge.samples import device
+    from lepton_edge.device import get_device
 
-    found = device(name).to_dict()
+    found = get_device(name).to_dict()
     emit(found, opts, lambda: show.device(found))
 
 

@@ -352,7 +352,7 @@ def _is_collection(needs: list[str]) -> bool:
 def _check_extra(name: str, needs: list[str]) -> dict[str, str]:
     lacking, wrong = missing_of(needs)
     command = f"pip install 'lepton-edge[{name}]'"
-    check = f"extra [{name}]"
+    check = f"extra {name}"
     if lacking:
         return _entry(check, "missing", f"not installed: {', '.join(lacking)}", command)
     if wrong:

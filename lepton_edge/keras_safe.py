@@ -133,7 +133,7 @@ def scan_config(config: Any, known: Callable[[str], bool], source: str, layer: s
     name, inner, module = config.get("class_name"), config.get("config"), config.get("module")
     if isinstance(name, str) and "config" in config:
         is_layer = isinstance(inner, dict) and isinstance(inner.get("name"), str)
-        layer = inner["name"] if is_layer else layer
+        layer = str(inner["name"]) if isinstance(inner, dict) and is_layer else layer
         _refuse_class(config, name, module, is_layer, known, source, layer or name)
     for key, value in config.items():
         if key not in ("compile_config", "build_config"):
@@ -550,8 +550,8 @@ def _recurrent_loop(layer: Any, original: Callable[..., Any]) -> Callable[..., A
 
     lstm = type(layer).__name__ == "LSTM"
     weights = [w.value for w in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)]
-    attributes = {"api_implements": f"{'lstm' if lstm else 'gru'}_{layer.name}", "api_preferred_device": "CPU"}
-    attributes.update(time_major=False, go_backwards=bool(layer.go_backwards))
+    attributes: dict[str, Any] = {"api_implements": f"{'lstm' if lstm else 'gru'}_{layer.name}"}
+    attributes.update(api_preferred_device="CPU", time_major=False, go_backwards=bool(layer.go_backwards))
 
     def loop(x: Any, *rest: Any) -> Any:
         state, (kernel, recurrent, bias) = rest[:-3], rest[-3:]
@@ -859,8 +859,9 @@ def _tidied(frozen: Frozen) -> Any:
         elif node.op != "Shape":
             for side, other in ((0, 1), (1, 0)):
                 constant = nodes.get(node.input[side].split(":")[0])
-                scalar = constant is not None and constant.op == "Const" and tensors[side].shape.rank == 0
-                if scalar and (tensors[other].shape.rank or 0) >= 1 and uses[constant.name] == 1:
+                if constant is None or constant.op != "Const" or tensors[side].shape.rank != 0:
+                    continue
+                if (tensors[other].shape.rank or 0) >= 1 and uses[constant.name] == 1:
                     constant.attr["value"].tensor.tensor_shape.dim.add().size = 1
                     constant.attr.pop("_output_shapes", None)
     return graph_def
@@ -999,7 +1000,7 @@ class TfliteSource:
         for port in self.session.inputs:
             shape, dtype = [dim or 1 for dim in port["shape"]], np.dtype(port["dtype"])
             if np.issubdtype(dtype, np.floating):
-                values = random.standard_normal(shape)
+                values: np.ndarray = random.standard_normal(shape)
             else:  # quantized inputs take the whole range, indices only 0 and 1
                 low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if "quantization" in port else (0, 1)
                 values = random.integers(low, high, shape, endpoint=True)

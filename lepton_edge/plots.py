@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from lepton_edge.plots_labels import legend, name_points, rows_axis, rule
+from lepton_edge.plots_labels import legend, name_points, rows_axis, rule, side
 from lepton_edge.plots_style import INK, MUTED, PAPER, RULE, Mark, Point, Style, figure, fill_of, svg_text
 
 
@@ -71,24 +72,26 @@ def tradeoff(
     `lane`: values above it are drawn in one lane at the top, so that a float copy at 130 dB does not
     squeeze the others. `reference`, `floor` and `x_limit` are (value, text) lines drawn across.
     """
-    with figure(400) as fig:
+    with figure(min(max(400, 130 + 60 * len(points)), 520)) as fig:  # about as high as the other two plots
         ax = fig.add_subplot()
         ys, top = _lanes([p.y for p in points], lane)
         for n, (p, y) in enumerate(zip(points, ys, strict=True)):
             _draw_point(ax, p, y, style, n, inside=top is None or y < top[0])
-        steps = front((p.x, y) for p, y in zip(points, ys, strict=True))
+        drawn = {p.y: y for p, y in zip(points, ys, strict=True)}
+        steps = [(x, drawn[y]) for x, y in front((p.x, p.y) for p in points)]  # lanes do not make points equal
         ax.step(*zip(*steps, strict=True), where="post", color=MUTED, lw=1.2, zorder=2)
-        _scale_x(ax, [v for p in points for v in (p.x, *(p.x_ci or ()))], pad=0.10)
+        log = _scale_x(ax, [v for p in points for v in (p.x, *(p.x_ci or ()))], pad=0.10)
         _scale_y(ax, points, ys, top, [line[0] for line in (reference, floor) if line])
         notes = [rule(ax, reference, (1, 2))] if reference else []
         if floor:
             notes.append(rule(ax, floor, (5, 3), below=True))
         if x_limit and ax.get_xlim()[0] < x_limit[0] < ax.get_xlim()[1]:
             notes.append(rule(ax, x_limit, (5, 3), upright=True))
-        ax.set(xlabel=x_label, ylabel=y_label)
+        ax.set(xlabel=x_label + log, ylabel=y_label)
         ax.grid(True)
-        legend(fig, [p.mark for p in points], style)
-        name_points(fig, ax, points, ys, notes)
+        legend(fig, [p.mark for p in points], style, front=len(steps) > 1)
+        across = [line[0] for line in (reference, floor) if line]
+        name_points(fig, ax, points, ys, notes, _corners(steps), across)
         return svg_text(fig, "tradeoff", f"{y_label} against {x_label}", [p.mark.tip for p in points])
 
 
@@ -99,24 +102,17 @@ def latencies(rows: Sequence[Spread], style: Style, *, x_label: str) -> str:
     """
     import numpy as np
 
-    with figure(58 + 30 * len(rows)) as fig:
+    with figure(72 + 30 * len(rows)) as fig:
         ax = fig.add_subplot()
         ends: list[float] = []
         for i, row in enumerate(rows):
             values = np.concatenate([np.asarray(r, float) for r in row.rounds] or [np.empty(0)])
-            right = _draw_spread(ax, i, row, values, style, ends)
-            ax.annotate(
-                row.text,
-                (right, i),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=10.5,
-                gid=f"name{i}",
-            )
-        _scale_x(ax, ends, pad=0.04, right=0.14)
+            _draw_spread(ax, i, row, values, style, ends)
+            side(ax, i, row.text, f"name{i}")
+        side(ax, -0.8, "p50, ms", "name-head", color=MUTED)
+        log = _scale_x(ax, ends, pad=0.04, from_zero=True)
         rows_axis(ax, [r.mark for r in rows])
-        ax.set_xlabel(x_label)
+        ax.set_xlabel(x_label + log)
         return svg_text(fig, "latency", f"Distribution of {x_label}", [r.mark.tip for r in rows])
 
 
@@ -160,7 +156,7 @@ def sizes(rows: Sequence[Bar], style: Style, *, x_label: str, limit: tuple[float
 
 def _draw_point(ax: Any, p: Point, y: float, style: Style, n: int, inside: bool) -> None:
     colour = style.colours.get(p.mark.format, MUTED)
-    bars = {"color": colour, "lw": 1.3, "alpha": 0.75, "zorder": 3, "solid_capstyle": "butt"}
+    bars = {"color": colour, "lw": 1.2, "alpha": 0.6, "zorder": 3, "solid_capstyle": "butt"}
     if p.x_ci:
         ax.plot(p.x_ci, (y, y), **bars)
     if p.y_ci and inside:
@@ -180,8 +176,8 @@ def _draw_point(ax: Any, p: Point, y: float, style: Style, n: int, inside: bool)
     )
 
 
-def _draw_spread(ax: Any, i: int, row: Spread, values: Any, style: Style, ends: list[float]) -> float:
-    """One row of the latency plot; adds its extent to `ends` and returns where its drawing ends (ms)."""
+def _draw_spread(ax: Any, i: int, row: Spread, values: Any, style: Style, ends: list[float]) -> None:
+    """One row of the latency plot; adds its extent (ms) to `ends`."""
     import numpy as np
 
     look = fill_of(row.mark, style)
@@ -204,7 +200,12 @@ def _draw_spread(ax: Any, i: int, row: Spread, values: Any, style: Style, ends: 
         ax.plot(row.p50_ci, (i, i), color=look["facecolor"], lw=5, solid_capstyle="butt", gid=f"tip{i}")
     ax.plot((row.p50,) * 2, (i - 0.3, i + 0.3), color=INK, lw=1.8, zorder=4, solid_capstyle="butt")
     ends += [lo, hi]
-    return max(hi, row.p50)
+
+
+def _corners(steps: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the stairs through `steps`."""
+    between = [corner for (_, y), (x, up) in pairwise(steps) for corner in ((x, y), (x, up))]
+    return [*steps[:1], *between]
 
 
 def _lanes(ys: list[float], lane: float | None) -> tuple[list[float], tuple[float, str] | None]:
@@ -222,24 +223,25 @@ def _lanes(ys: list[float], lane: float | None) -> tuple[list[float], tuple[floa
     return [y if y <= limit else at for y in ys], (at, text)
 
 
-def _scale_x(ax: Any, values: Sequence[float], pad: float, right: float = 0.0) -> None:
-    """Limits with `pad` of the span on both sides and `right` more for text; logarithmic over ten times."""
+def _scale_x(ax: Any, values: Sequence[float], pad: float, from_zero: bool = False) -> str:
+    """Limits with `pad` of the span on both sides; returns what the axis' name adds when it is logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     lo, hi = min(values, default=0.0), max(values, default=1.0)
     if wants_log(values):
         span = math.log10(hi / lo)
         ax.set_xscale("log")
-        ax.set_xlim(lo / 10 ** (span * pad), hi * 10 ** (span * (pad + right)))
+        ax.set_xlim(lo / 10 ** (span * pad), hi * 10 ** (span * pad))
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 2.2 else (1.0,), numticks=20))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        return
+        return ", log scale"
     span = (hi - lo) or abs(hi) * 0.2 or 1.0
-    start = 0.0 if right and lo > 0 else lo - span * pad
-    ax.set_xlim(start, hi + (hi - start) * (pad + right))
+    start = 0.0 if from_zero and lo > 0 else lo - span * pad
+    ax.set_xlim(start, hi + (hi - start) * pad)
     ax.xaxis.set_major_locator(_locator(6))
+    return ""
 
 
 def _scale_y(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from lepton_edge.plots_style import INK, MUTED, WIDTH, Mark, Point, Style, shorten
@@ -50,7 +51,22 @@ def rows_axis(ax: Any, marks: Sequence[Mark]) -> None:
     ax.grid(True, axis="x")
 
 
-def legend(fig: Any, marks: Sequence[Mark], style: Style) -> None:
+def side(ax: Any, row: float, text: str, gid: str, color: str = INK) -> None:
+    """A text of a row, in a column right of the plot."""
+    ax.annotate(
+        text,
+        (1, row),
+        (6, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        color=color,
+        fontsize=10.5,
+        gid=gid,
+    )
+
+
+def legend(fig: Any, marks: Sequence[Mark], style: Style, front: bool) -> None:
     """Formats as colours, schemes as shapes; above the plot, wrapped to its width."""
     from matplotlib.lines import Line2D
 
@@ -59,7 +75,7 @@ def legend(fig: Any, marks: Sequence[Mark], style: Style) -> None:
 
     colours = [dot("s", style.colours[f], f, 10) for f in dict.fromkeys(m.format for m in marks)]
     shapes = [dot(style.shapes[s], MUTED, s) for s in dict.fromkeys(m.scheme for m in marks)]
-    lines = [Line2D([], [], color=MUTED, lw=1.2, label="Pareto front")]
+    lines = [Line2D([], [], color=MUTED, lw=1.2, label="Pareto front")] if front else []
     if any(m.picked for m in marks):
         lines.insert(0, Line2D([], [], ls="", marker="o", ms=12, mfc="none", mec=INK, mew=1.5, label="picked"))
     handles = colours + shapes + lines
@@ -73,11 +89,20 @@ def legend(fig: Any, marks: Sequence[Mark], style: Style) -> None:
     fig.legend(handles=[row[c] for c in range(columns) for row in padded], loc="outside upper left", ncols=columns)
 
 
-def name_points(fig: Any, ax: Any, points: Sequence[Point], ys: Sequence[float], notes: Sequence[Any]) -> None:
-    """Print each name near its point, without covering points, intervals, other names or the frame.
+def name_points(
+    fig: Any,
+    ax: Any,
+    points: Sequence[Point],
+    ys: Sequence[float],
+    notes: Sequence[Any],
+    path: Sequence[tuple[float, float]] = (),
+    across: Sequence[float] = (),
+) -> None:
+    """Print each name near its point, without covering points, other names or the frame.
 
-    Greedy, nearest free place first; a name with no free place is left out (its tip and the table have it),
-    the picked one is placed first.
+    Crossing an interval, the front (`path`, its corners) or a line `across` the plot is avoided where there is
+    room. Greedy, nearest free place first; a name with no free place is left out (its tip and the table have
+    it), the picked one is placed first.
     """
     fig.draw_without_rendering()
     renderer = fig.canvas.get_renderer()
@@ -92,6 +117,8 @@ def name_points(fig: Any, ax: Any, points: Sequence[Point], ys: Sequence[float],
             bars.append((*to_px((p.x_ci[0], y)), *to_px((p.x_ci[1], y))))
         if p.y_ci:
             bars.append((*to_px((p.x, p.y_ci[0])), *to_px((p.x, p.y_ci[1]))))
+    bars += [(*to_px(a), *to_px(b)) for a, b in pairwise(path)]
+    bars += [(frame.x0, to_px((0, y))[1], frame.x1, to_px((0, y))[1]) for y in across]
     for n in sorted(range(len(points)), key=lambda i: (not points[i].mark.picked, -spots[i][0], i)):
         mark = points[n].mark
         text = ax.annotate(
@@ -120,30 +147,33 @@ def name_points(fig: Any, ax: Any, points: Sequence[Point], ys: Sequence[float],
 
 
 def box(x: float, y: float, r: float) -> Box:
+    """The square around a point, (x0, y0, x1, y1)."""
     return (x - r, y - r, x + r, y + r)
 
 
 def overlap(a: Box, b: Box) -> bool:
+    """True when two boxes share an area."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def free_place(
     spot: Box, width: float, height: float, frame: Any, taken: Sequence[Box], bars: Sequence[Box], gap: float
 ) -> Box | None:
-    """The nearest place of a width x height text around `spot` that is free; crossing an interval costs."""
+    """The nearest place of a width x height text around `spot` that is free; crossing a line costs."""
     best: tuple[float, Box] | None = None
     beside = [(s, 0.0) for s in (1.0, -1.0)]
     stacked = [(shift, s) for shift in (0.0, 0.5, -0.5, 1.0, -1.0) for s in (1.0, -1.0)]
     for reach in (gap, gap + 8, gap + 18, gap + 30, gap + 45, gap + 65, gap + 90):
         for rank, (sx, sy) in enumerate([*beside, *stacked]):
-            cx = spot[0] + sx * (width / 2 + (0 if sy else reach))
+            aside = 0 if not sx else reach if not sy else 4 if abs(sx) == 1 else 0
+            cx = spot[0] + sx * (width / 2 + aside)
             cy = spot[1] + sy * (height / 2 + reach * 0.8)
             box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
             if box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1:
                 continue
             if any(overlap(box, (t[0] - 1, t[1] - 1, t[2] + 1, t[3] + 1)) for t in taken):
                 continue
-            crossed = sum(overlap(box, b) for b in bars)
+            crossed = sum(overlap((box[0] - 2, box[1], box[2] + 2, box[3]), b) for b in bars)
             cost = reach + rank * 0.5 + 14 * crossed
             if best is None or cost < best[0]:
                 best = (cost, box)

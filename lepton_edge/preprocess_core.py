@@ -286,9 +286,7 @@ def images(batch: np.ndarray, config: dict) -> np.ndarray:
         batch = np.moveaxis(batch, -1, 1)
     elif config["layout"] == "NHW":
         if batch.shape[-1] != 1:
-            raise PreprocessError(
-                f"a model without a channel axis takes grey, not {batch.shape[-1]} channels"
-            )
+            raise PreprocessError(f"a model without a channel axis takes grey, not {batch.shape[-1]} channels")
         batch = batch[..., 0]
     return np.ascontiguousarray(cast(batch, config["dtype"]))
 

@@ -115,6 +115,7 @@ def html_text(shown: dict[str, Any], figures: list[dict[str, str]]) -> str:
 
 
 def markdown_text(shown: dict[str, Any]) -> str:
+    """The report as Markdown."""
     return _template("report.md.j2", autoescape=False).render(**shown)
 
 
@@ -143,6 +144,7 @@ def _csv_row(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     sqnr, found = sqnr_cell(c.get("parity")), speed(c)
     pairs = {
         "top1": acc.get("ci95"),
+        "drop_points": c.get("drop_ci95"),
         "p50_ms": lat.get("p50_ci"),
         "p95_ms": lat.get("p95_ci"),
         "speed": found[1] if found else None,

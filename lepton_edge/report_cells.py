@@ -16,13 +16,17 @@ from lepton_edge.texts import DASH, MINUS, decimals, interval, number, size
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as printed: `sub` is the smaller second line, `title` explains, `sort` is the raw number."""
+    """One value as printed.
+
+    `sub` and `note` are the smaller lines under it, `title` explains, `sort` is the raw number.
+    """
 
     text: str
     sub: str = ""
     title: str = ""
     sort: float | None = None
     missing: bool = False
+    note: str = ""
 
 
 def percent_places(count: float | None) -> int:
@@ -31,6 +35,7 @@ def percent_places(count: float | None) -> int:
 
 
 def missing(why: str) -> Cell:
+    """A dash, and why there is no number."""
     return Cell(DASH, title=why, missing=True)
 
 
@@ -48,6 +53,7 @@ def baseline(run: dict[str, Any], c: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def accuracy_cell(c: dict[str, Any], run: dict[str, Any]) -> Cell:
+    """Top-1 in percent with its interval."""
     acc = c.get("accuracy")
     if not acc or not finite(acc["top1"]):
         labels = ((run.get("data") or {}).get("evaluation") or {}).get("labels")
@@ -64,27 +70,36 @@ def accuracy_cell(c: dict[str, Any], run: dict[str, Any]) -> Cell:
 
 
 def drop_cell(c: dict[str, Any], run: dict[str, Any]) -> Cell:
+    """Percentage points lost against the reference, with their paired interval."""
     drop = c.get("drop_points")
     if not finite(drop):
         return missing("no accuracy to compare with the reference's")
     places = percent_places((c.get("accuracy") or {}).get("count"))
     limit = run["settings"].get("max_drop")
     over = limit is not None and drop > limit
+    ends = interval(c.get("drop_ci95"), places=places)
+    where = (
+        "percentage points below the reference" if drop >= 0 else "percentage points: more accurate than the reference"
+    )
     return Cell(
         number(drop, places),
-        "over the limit" if over else "",
-        "percentage points below the reference" if drop >= 0 else "percentage points: more accurate than the reference",
+        ends,
+        f"{where}, with its paired 95 % interval" if ends else where,
         drop,
+        note="over the limit" if over else "",
     )
 
 
 def sqnr_cell(p: dict[str, Any] | None) -> Cell:
+    """SQNR in dB from figures of parity; "exact" where nothing differs."""
     if not p:
         return missing("outputs were not compared")
     db, worst = p.get("sqnr_db"), p.get("max_abs")
     if db is None or db == math.inf:
         if worst is None or worst == 0:
             return Cell("exact", title="no output differs from the source model's", sort=math.inf)
+        db = -math.inf
+    if db == -math.inf:
         return missing("the source model's outputs are all zero: no ratio exists")
     if not math.isfinite(db):
         return missing("an output held a value that is not a number")
@@ -92,6 +107,7 @@ def sqnr_cell(p: dict[str, Any] | None) -> Cell:
 
 
 def agreement_cell(p: dict[str, Any] | None) -> Cell:
+    """The share of samples with the same top-1, from figures of parity."""
     if not p:
         return missing("outputs were not compared")
     if not finite(p.get("agreement")):
@@ -109,6 +125,7 @@ def _count_title(p: dict[str, Any], text: str) -> str:
 
 
 def plain_cell(p: dict[str, Any], key: str, text: str) -> Cell:
+    """Another figure of parity: the largest error or the cosine."""
     value = p.get(key)
     if value is not None and not math.isfinite(value):
         return missing("an output held a value that is not a number")
@@ -121,6 +138,7 @@ def plain_cell(p: dict[str, Any], key: str, text: str) -> Cell:
 
 
 def size_cell(c: dict[str, Any], run: dict[str, Any]) -> Cell:
+    """Bytes on disk, and their share of the float file."""
     if not finite(c.get("size_bytes")):
         return missing("there is no file")
     float_file = baseline(run, c)
@@ -131,6 +149,7 @@ def size_cell(c: dict[str, Any], run: dict[str, Any]) -> Cell:
 
 
 def zip_cell(c: dict[str, Any]) -> Cell:
+    """Bytes when zipped."""
     if not finite(c.get("zip_bytes")):
         return missing("the file was not zipped")
     return Cell(size(c["zip_bytes"]), title=f"{c['zip_bytes']:,} bytes when zipped", sort=c["zip_bytes"])
@@ -172,6 +191,7 @@ def speed(c: dict[str, Any]) -> tuple[float, tuple[float, float] | None, str] | 
 
 
 def speed_cell(c: dict[str, Any]) -> Cell:
+    """Times the speed of the float file, with the interval or "no difference"."""
     found = speed(c)
     if not found:
         own = c["scheme"] == "float32"
@@ -192,14 +212,19 @@ def runtime_text(info: Any) -> str:
     """Everything a runtime said about itself: 'ai-edge-litert 2.3.0, delegate xnnpack'."""
     if not isinstance(info, dict):
         return str(info or "")
-    more = [f"{k} {setting_text(v)}" for k, v in info.items() if k not in ("runtime", "version") and v is not None]
+    more = [
+        f"{k} {setting_text(v)}"
+        for k, v in info.items()
+        if k not in ("runtime", "version") and v not in (None, "", [], {})
+    ]
     return ", ".join([f"{info.get('runtime', '')} {info.get('version', '')}".strip(), *more]).strip(", ")
 
 
 def setting_text(value: Any) -> str:
     """A setting as it reads in a file: text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def kind_of(c: dict[str, Any]) -> str:
+    """What a latency is: measured, emulated or estimated."""
     return (c.get("latency") or {}).get("kind") or "kind not recorded"

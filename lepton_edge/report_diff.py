@@ -189,13 +189,23 @@ def _latency_text(c: dict[str, Any]) -> str:
     )
 
 
+def diff_heading(d: dict[str, Any]) -> list[str]:
+    """Which run is a and which is b, a line each."""
+    return [f"{k}: {d[k]['model']}, {d[k]['created']}, {d[k]['device']}" for k in ("a", "b")]
+
+
+def diff_picked(d: dict[str, Any]) -> str:
+    """What was picked in both, or how it changed."""
+    old, new = (d["picked"][k] or "nothing" for k in ("a", "b"))
+    return f"picked: {new}" if old == new else f"picked: {old} → {new}"
+
+
 def render_diff_text(d: dict[str, Any]) -> str:
     """The comparison as plain text: what is compared, the table, what was picked, and the warnings."""
     rows = diff_rows(d)
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = [f"{k}: {d[k]['model']}, {d[k]['created']}, {d[k]['device']}" for k in ("a", "b")] + [""]
+    lines = [*diff_heading(d), ""]
     lines += ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    old, new = (d["picked"][k] or "nothing" for k in ("a", "b"))
-    lines += ["", f"picked: {new}" if old == new else f"picked: {old} → {new}"]
+    lines += ["", diff_picked(d)]
     lines += [f"warning: {w}" for w in d["warnings"]]
     return "\n".join(lines) + "\n"

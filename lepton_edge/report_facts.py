@@ -11,6 +11,7 @@ from lepton_edge.texts import duration, number, size
 
 
 def byline(run: dict[str, Any]) -> str:
+    """When, where, how many candidates and how long, in one line."""
     device = run["device"].get("title") or run["device"]["name"]
     took = f"took {duration(run['seconds'])}" if finite(run.get("seconds")) else ""
     count = len(run["candidates"])
@@ -40,6 +41,7 @@ def limits(run: dict[str, Any]) -> str:
 
 
 def environment(run: dict[str, Any]) -> list[tuple[str, Cell]]:
+    """The machine, its software and its state, as names and cells."""
     host, device = run["host"], run["device"]
 
     def known(key: str, show: Any = str, why: str = "not recorded") -> Cell:
@@ -69,6 +71,7 @@ def environment(run: dict[str, Any]) -> list[tuple[str, Cell]]:
 
 
 def data(run: dict[str, Any]) -> list[tuple[str, Cell]]:
+    """The source model, its data, the limits and the preprocessing, as names and cells."""
     model, data, settings = run["model"], run.get("data") or {}, run["settings"]
 
     def specs(key: str) -> Cell:
@@ -134,7 +137,11 @@ def how_to_read(run: dict[str, Any]) -> list[str]:
     else:
         said.append("Latency was not measured in this run.")
     if any(c.get("accuracy") for c in run["candidates"]):
-        said.append("Accuracy is measured on the evaluation data; drop is in percentage points below the reference.")
+        paired = any(c.get("drop_ci95") for c in run["candidates"])
+        how = ", its interval is paired: both models answered the same samples" if paired else ""
+        said.append(
+            f"Accuracy is measured on the evaluation data; drop is in percentage points below the reference{how}."
+        )
     said.append(
         "Parity is measured on the same samples in the source model and in the artefact: SQNR is "
         "10·log10(Σ ref² / Σ (ref − out)²) in dB over all outputs, agreement the share of samples with the "

@@ -36,12 +36,12 @@ def _pair(value: Any, scale: float = 1.0) -> tuple[float, float] | None:
     return (value[0] * scale, value[1] * scale) if value is not None and finite(value) else None
 
 
-def _times_label(timed: list[dict[str, Any]], log: bool) -> str:
+def _times_label(timed: list[dict[str, Any]]) -> str:
     kinds = "/".join(sorted({kind_of(c) for c in timed}))
     threads = {c["latency"].get("threads") for c in timed}
     only = threads.pop() if len(threads) == 1 else None
     using = f", {only:g} thread{'s' * (only != 1)}" if only else ""
-    return f"latency, ms ({kinds}{using}{', log scale' if log else ''})"
+    return f"latency, ms ({kinds}{using})"
 
 
 def _tradeoff(run: dict[str, Any], timed: list[dict[str, Any]], style: Style) -> dict[str, str] | None:
@@ -66,11 +66,10 @@ def _tradeoff(run: dict[str, Any], timed: list[dict[str, Any]], style: Style) ->
         return None
     shown = [c for c in timed if c["name"] in {p.mark.label for p in points}]
     limit = run["settings"].get("max_latency")
-    log = plots.wants_log(v for p in points for v in (p.x, *(p.x_ci or ())))
     svg = plots.tradeoff(
         points,
         style,
-        x_label=f"p50 {_times_label(shown, log)}",
+        x_label=f"p50 {_times_label(shown)}",
         y_label=y_label,
         lane=lane,
         reference=reference,
@@ -97,8 +96,7 @@ def _latencies(run: dict[str, Any], timed: list[dict[str, Any]], style: Style) -
         rows.append(plots.Spread(_mark(c, run), rounds, p50, _pair(c["latency"].get("p50_ci")), number(p50)))
     if not rows:
         return None
-    log = plots.wants_log(r.p50 for r in rows)
-    svg = plots.latencies(rows, style, x_label=_times_label(timed, log))
+    svg = plots.latencies(rows, style, x_label=_times_label(timed))
     return {
         "svg": svg,
         "title": "Latency distributions",

@@ -162,6 +162,7 @@ def _first(problems: Iterable[str | None]) -> str | None:
 
 
 def is_number(value: Any) -> bool:
+    """True for a number that is no truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -29,7 +29,7 @@ from lepton_edge.texts import decimals, duration, interval, number, size
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("accuracy", "Accuracy", "top-1 on the evaluation data, 95 % interval below"),
-    ("drop", "Drop, points", "percentage points below the reference model"),
+    ("drop", "Drop, points", "percentage points below the reference model; paired 95 % interval below"),
     (
         "sqnr",
         "SQNR",
@@ -226,7 +226,9 @@ def _quality_tile(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         )
         reference = ((run.get("reference") or {}).get("accuracy") or {}).get("top1")
         before = f", reference {number(reference * 100, decimals_of(acc.text))} %" if finite(reference) else ""
-        return {"label": "Accuracy", "cell": Cell(text), "note": f"{acc.text} {acc.sub}".strip() + before}
+        sure = f"{drop.sub} points; " if drop.sub else ""  # the drop's own interval, in points lost
+        shown = acc.text if sure else f"{acc.text} {acc.sub}".strip()
+        return {"label": "Accuracy", "cell": Cell(text), "note": f"{sure}{shown}{before}"}
     agree = agreement_cell(c.get("parity"))
     note = f"{agree.text} same top-1" if not agree.missing else "outputs against the source model"
     return {"label": "Parity", "cell": parity, "note": f"{note}; no labels, so no accuracy"}

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import stages
-from lepton_edge.device import Device, load_devices
-from lepton_edge.errors import LeptonError, UsageError, did_you_mean
+from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed, open_data, write_feed
 from lepton_edge.ports import Port, Ports
 from lepton_edge.preprocess import Preprocess, from_dict
@@ -55,10 +54,11 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
     if "prune" in verbs and data.training is None:
         raise LeptonError("prune needs labelled samples to fine-tune on", "name them with --train")
     warnings: list[str] = []
+    classes = _classes(source.outputs)
 
     def read(path: str, limit: int | None, role: str) -> Feed:
         road.progress.stage(f"reading {role} samples from {Path(path).name}")
-        opened = open_data(Path(path), source.inputs, preprocess, limit=limit, role=role, seed=recipe.compress.seed)
+        opened = open_data(Path(path), source.inputs, preprocess, limit=limit, role=role, seed=recipe.compress.seed, classes=classes)
         warnings.extend(f"{role} data: {note}" for note in opened.notes)
         return write_feed(opened, road.folder(role) / "feed", road.progress.update)
 
@@ -77,12 +77,12 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
     return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))
 
 
-def device(name: str) -> Device:
-    """The device of that name. Raises UsageError for an unknown one."""
-    known = load_devices()
-    if name not in known:
-        raise UsageError(f"unknown device '{name}'", did_you_mean(name, sorted(known)))
-    return known[name]
+def _classes(outputs: Sequence[dict]) -> int | None:
+    """How many classes the first output that can hold scores has; None where that is not known."""
+    for spec in outputs:
+        if len(spec["shape"]) == 2 and isinstance(spec["shape"][1], int):
+            return max(2, spec["shape"][1])
+    return None
 
 
 def match(first: Source, second: Source) -> tuple[Ports, Ports]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lepton_edge.texts import DASH, db, interval, ms, number, percent, size
+from lepton_edge.texts import DASH, db, interval, ms, number, percent, size, shorten
 
 _GOOD, _BAD = "green", "red"
 
@@ -23,16 +23,23 @@ def _line(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+class _Table(Table):
+    """A table that shows its cells as they are: the names in them are not rich markup."""
+
+    def add_row(self, *cells: str | Text, **options: Any) -> None:  # type: ignore[override]
+        super().add_row(*(Text(c) if isinstance(c, str) else c for c in cells), **options)
+
+
+def _table(*columns: str, title: str | None = None) -> _Table:
     """A table whose columns are right-aligned where the heading starts with '>'."""
-    table = Table(
+    table = _Table(
         title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
     for c in columns:
         # Folded, never cut: what is shown has to be true, also on a narrow terminal.
-        figures = c.startswith(">") or c == "candidate"
+        whole = c.startswith(">") or c in ("candidate", "device", "step", "operator", "check")
         table.add_column(
-            c.lstrip(">"), justify="right" if c.startswith(">") else "left", overflow="fold", no_wrap=figures
+            c.lstrip(">"), justify="right" if c.startswith(">") else "left", overflow="fold", no_wrap=whole
         )
     return table
 
@@ -70,7 +77,7 @@ def _figures(c: dict) -> list[str]:
         c["name"],
         percent(accuracy["top1"]) if accuracy else DASH,
         f"{c['drop_points']:+.2f}" if c["drop_points"] is not None else DASH,
-        db(parity["sqnr_db"]) if parity else DASH,
+        db(parity) if parity else DASH,
         size(c["size_bytes"]) if c["size_bytes"] is not None else DASH,
         _spread(latency) if latency else DASH,
         ms(latency["p95_ms"]) if latency else DASH,
@@ -113,11 +120,12 @@ def _parity(figures: dict) -> None:
     table = _table("output", ">max abs", ">cosine", ">SQNR dB", ">agreement")
     for name, p in figures["parity"]["outputs"].items():
         same = percent(p["agreement"]) if p["agreement"] is not None else DASH
-        table.add_row(Text(name), f"{p['max_abs']:.3g}", f"{p['cosine']:.6f}", db(p["sqnr_db"]), same)
+        table.add_row(name, f"{p['max_abs']:.3g}", f"{p['cosine']:.6f}", db(p), same)
     _console().print(table)
     if figures["accuracy"]:
         a = figures["accuracy"]
-        line = f"top-1 {percent(a['top1'])} {interval(a['ci95'], 100)} on {a['count']} samples, drop {figures['drop_points']:+.2f} points"
+        line = f"top-1 {percent(a['top1'])} {interval(a['ci95'], 100)} on {a['count']} samples"
+        line += f", drop {figures['drop_points']:+.2f} points"
         _line(_console(), line)
     _line(_console(), f"measured on {figures['parity']['count']} samples of {figures['data']}", style="dim")
 
@@ -127,7 +135,8 @@ def evaluation(result: dict) -> None:
     a = result["accuracy"]
     top5 = f", top-5 {percent(a['top5'])}" if a["top5"] is not None else ""
     runtime = f"{result['runtime'].get('runtime')} {result['runtime'].get('version', '')}".strip()
-    line = f"{result['model']}: top-1 {percent(a['top1'])} {interval(a['ci95'], 100)}{top5} on {a['count']} samples in {runtime}"
+    line = f"{result['model']}: top-1 {percent(a['top1'])} {interval(a['ci95'], 100)}{top5}"
+    line += f" on {a['count']} samples in {runtime}"
     _line(_console(), line)
     warnings(result["warnings"])
 
@@ -159,7 +168,7 @@ def timings(result: dict) -> None:
                 else f"{ratio['median']:.2f}x"
             )
         table.add_row(
-            Text(m["name"]),
+            m["name"],
             runtime,
             size(m["size_bytes"]),
             _spread(t),
@@ -170,7 +179,8 @@ def timings(result: dict) -> None:
         )
     _console().print(table)
     t = result["models"][0]["latency"]
-    line = f"measured: batch 1, {t['threads']} thread(s), {t['rounds']} interleaved rounds, 95 % intervals; {result['host']['cpu']}"
+    line = f"measured: batch 1, {t['threads']} thread(s), {t['rounds']} interleaved rounds, 95 % intervals; "
+    line += str(result["host"]["cpu"])
     _line(_console(), line, style="dim")
 
 
@@ -205,15 +215,15 @@ def inspection(facts: dict) -> None:
     console.print(rows)
     table = _table("operator", ">count")
     for op, count in sorted(facts["operators"].items(), key=lambda kv: (-kv[1], kv[0])):
-        table.add_row(Text(op), str(count))
+        table.add_row(op, str(count))
     console.print(table)
     layers = sorted(facts["layers"], key=lambda layer: -(layer.get("bytes") or 0))[:20]
     table = _table("largest layers", "operator", ">parameters", ">bytes", ">MACs")
     for layer in layers:
         macs = layer.get("macs")
         table.add_row(
-            Text(str(layer["name"])),
-            Text(str(layer["op"])),
+            shorten(str(layer["name"])),
+            str(layer["op"]),
             f"{layer.get('parameters') or 0:,}",
             f"{layer.get('bytes') or 0:,}",
             f"{macs:,}" if macs is not None else DASH,
@@ -236,15 +246,19 @@ def files(written: dict[str, str]) -> None:
 
 
 def change(difference: dict) -> None:
-    """What changed between two runs."""
-    from lepton_edge.report import diff_rows
+    """What changed between two runs: which run is which, the table, the pick and the warnings."""
+    from lepton_edge.report_diff import diff_heading, diff_picked, diff_rows
 
+    console = _console()
+    for line in diff_heading(difference):
+        _line(console, line)
     rows = diff_rows(difference)
     table = _table(*rows[0])
     for row in rows[1:]:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    _console().print(table)
-    warnings(difference.get("warnings", []))
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    _line(console, diff_picked(difference))
+    warnings(difference["warnings"])
 
 
 def parts(found: dict) -> None:
@@ -253,11 +267,11 @@ def parts(found: dict) -> None:
     _line(console, "formats: " + ", ".join(found["formats"]))
     table = _table("step", "what it does", "state", title="\nsteps")
     for s in found["steps"]:
-        table.add_row(s["name"], Text(s["summary"]), _state(s))
+        table.add_row(s["name"], s["summary"], _state(s))
     console.print(table)
     table = _table("runtime", "formats", "what it is", "state", title="\nruntimes")
     for r in found["runtimes"]:
-        table.add_row(r["name"], ", ".join(r["formats"]), Text(r["summary"]), _state(r))
+        table.add_row(r["name"], ", ".join(r["formats"]), r["summary"], _state(r))
     console.print(table)
 
 
@@ -277,8 +291,8 @@ def checks(found: list[dict]) -> None:
         table.add_row(
             Text(c["status"], style=styles[c["status"]]),
             c["check"],
-            Text(c["detail"]),
-            Text(c.get("fix") or ""),
+            c["detail"],
+            c.get("fix") or "",
         )
     _console().print(table)
 
@@ -289,7 +303,7 @@ def devices(found: list[dict]) -> None:
     for d in found:
         table.add_row(
             d["name"],
-            Text(d["title"]),
+            d["title"],
             Text(str(d.get("cpu") or "")),
             ", ".join(d.get("formats") or []),
             d["kind"],

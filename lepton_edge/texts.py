@@ -44,9 +44,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def db(value: float | None) -> str:
-    """An SQNR in dB; None stands for equal outputs."""
-    return "exact" if value is None else number(value, 1)
+def shorten(name: str, limit: int = 40) -> str:
+    """The end of a long tensor or layer name, which is the telling part; JSON has the whole."""
+    return name if len(name) <= limit else "…" + name[-limit + 1 :]
+
+
+def db(figures: dict) -> str:
+    """The SQNR of parity figures in dB: "exact" for equal outputs, a dash where it is not defined."""
+    if figures["sqnr_db"] is not None:
+        return number(figures["sqnr_db"], 1)
+    return "exact" if figures["max_abs"] == 0 else DASH
 
 
 def duration(seconds: float) -> str:

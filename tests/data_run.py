@@ -7,6 +7,8 @@ import math
 import random
 from typing import Any
 
+from lepton_edge import choose
+
 #         name              accuracy  sqnr  agree  size       zip      p50    jitter  steps
 FULL = (
     ("tflite", "float32", 0.9130, 131.2, 1.0, 412_644, 381_022, 0.1162, 0.03, ("keras_to_tflite",)),
@@ -79,8 +81,12 @@ REFERENCE = 0.9132
 
 
 def full_run() -> dict[str, Any]:
-    """Three formats, a pruned one, a failed one, labels: what a good run looks like."""
+    """Three formats, a pruned one, a failed one, labels, paired intervals: what a good run looks like."""
     made = [_candidate(*row) for row in FULL]
+    for c in made:
+        moved = max(1 - c["parity"]["agreement"], c["drop_points"] / 100)  # share of answers that changed
+        half = 196 * math.sqrt(moved / 5000)
+        c["drop_ci95"] = [c["drop_points"] - half, c["drop_points"] + half]
     made.append(failed("onnx-pruned-int8", "onnx", "pruned-int8"))
     return _run(made, "tflite-int8")
 
@@ -98,15 +104,15 @@ def unlabelled_run() -> dict[str, Any]:
     """No labels: parity stands in for accuracy; one output is exact, p95 could not be supported."""
     run = full_run()
     for c in run["candidates"]:
-        c |= {"accuracy": None, "drop_points": None}
+        c |= {"accuracy": None, "drop_points": None, "drop_ci95": None}
         if c["latency"]:
             c["latency"] |= {"p95_ms": None, "p95_ci": None, "p99_ms": None, "count": 60}
     run["candidates"][2]["reason"] = "meets the limits, as fast as tflite-int8 within the noise, and not smaller"
-    run["candidates"][3]["parity"] |= {"sqnr_db": None, "max_abs": 0.0}
+    run["candidates"][5]["parity"] |= {"sqnr_db": None, "max_abs": 0.0}
     run["reference"]["accuracy"] = None
     run["data"]["evaluation"]["labels"] = False
     run["settings"]["max_drop"] = 2.5
-    return run
+    return flagged(run)
 
 
 def rejected_run() -> dict[str, Any]:
@@ -114,6 +120,7 @@ def rejected_run() -> dict[str, Any]:
     run = full_run()
     for c in run["candidates"]:
         c["picked"] = False
+        c.pop("drop_ci95", None)
         if c["status"] == "ok":
             c["reason"] = f"{c['size_bytes']:,} bytes, more than the 100,000 allowed"
     run["picked"] = None
@@ -142,7 +149,7 @@ def wide_run() -> dict[str, Any]:
     made[0]["reason"] = "the fastest of the 9 that meet the limits"
     run = _run(made, made[0]["name"])
     run["settings"]["max_drop"] = 25.0
-    return run
+    return flagged(run)
 
 
 def hostile_run() -> dict[str, Any]:
@@ -158,6 +165,14 @@ def hostile_run() -> dict[str, Any]:
     run["candidates"][-1]["error"] = {"message": f"@SUM(1) ]]> --> {attack}", "hint": attack}
     run["warnings"] = [f"# {attack}", "--> ]]> </style></script>"]
     run["preprocessing"] = {attack: {"deep": [attack]}}
+    return run
+
+
+def flagged(run: dict[str, Any]) -> dict[str, Any]:
+    """The run with the flags of its Pareto front."""
+    front = choose.pareto(run["candidates"])
+    for c in run["candidates"]:
+        c["pareto"] = c["name"] in front
     return run
 
 
@@ -248,7 +263,7 @@ def _candidate(
             "verdict": "faster",
         },
         "picked": name == "tflite-int8",
-        "pareto": name in ("tflite-int8", "onnx-float32", "tflite-pruned-int8"),
+        "pareto": False,
         "reason": REASONS.get(name, ""),
     }
 
@@ -287,7 +302,7 @@ def _latency(p50: float, jitter: float, seed: str) -> dict[str, Any]:
 def _run(candidates: list[dict[str, Any]], picked: str | None) -> dict[str, Any]:
     for c in candidates:
         c["picked"] = c["name"] == picked
-    return {
+    run = {
         "schema": "lepton-edge.run/1",
         "created": "2026-03-14T09:26:53+00:00",
         "command": "compress",
@@ -333,3 +348,4 @@ def _run(candidates: list[dict[str, Any]], picked: str | None) -> dict[str, Any]
         "picked": picked,
         "warnings": ["the frequency governor could not be read: set it to performance for steadier times"],
     }
+    return flagged(run)

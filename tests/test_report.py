@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_edge import plots, report
+from lepton_edge import choose, plots, plots_labels, plots_style, report, report_cells, report_figures, show, texts
 from lepton_edge.errors import LeptonError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -80,10 +80,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """The texts of every run of data_run, rendered once."""
+    """The texts of every run of data_run, rendered once, which leaves the run as it was."""
     made = {}
     for name, make in RUNS.items():
-        paths = report.render(make(), tmp_path_factory.mktemp(name))
+        run = make()
+        paths = report.render(run, tmp_path_factory.mktemp(name))
+        assert run == make()
         made[name] = {kind: path.read_text(encoding="utf-8") for kind, path in paths.items()}
     return made
 
@@ -231,6 +233,17 @@ def test_missing_numbers_say_why(rendered: dict[str, dict[str, str]]) -> None:
     assert "no labels, so no accuracy" in html
 
 
+def test_the_drop_has_its_paired_interval(rendered: dict[str, dict[str, str]]) -> None:
+    text = Page(rendered["full"]["html"]).text
+    assert "0.28 [0.02, 0.54]" in text and "1.10 [0.62, 1.58] over the limit" in text
+    assert "[0.02, 0.54] points; 91.04 %, reference 91.32 %" in text and "paired" in text
+    assert "0.28 [0.02, 0.54]" in rendered["full"]["md"]
+    row = list(csv.DictReader(io.StringIO(rendered["full"]["csv"])))[1]
+    assert float(row["drop_points_lo"]) == pytest.approx(0.02, abs=0.005)
+    assert float(row["drop_points_hi"]) == pytest.approx(0.54, abs=0.005)
+    assert "1.10 over the limit" in Page(rendered["rejected"]["html"]).text
+
+
 def test_nothing_met_the_limits(rendered: dict[str, dict[str, str]]) -> None:
     text = Page(rendered["rejected"]["html"]).text
     assert "Nothing met the limits: drop at most 1 point, size at most 100 kB, p50 at most 5 ms." in text
@@ -266,7 +279,7 @@ def test_numbers_that_are_none_of_the_kind(tmp_path: Path) -> None:
     run["candidates"][1]["latency"] |= {"p50_ci": None, "samples_ns": []}
     run["candidates"][1]["ratio"] |= {"ci95": None, "verdict": "no difference"}
     paths = report.render(run, tmp_path)
-    cells = [report._sqnr_cell(c["parity"]) for c in run["candidates"]]
+    cells = [report_cells.sqnr_cell(c["parity"]) for c in run["candidates"]]
     assert all(c.missing for c in cells)
     assert "not a number" in cells[0].title and "all zero" in cells[1].title
     html = paths["html"].read_text(encoding="utf-8")
@@ -274,9 +287,9 @@ def test_numbers_that_are_none_of_the_kind(tmp_path: Path) -> None:
 
 
 def test_speed_is_the_inverse_of_the_ratio_of_times() -> None:
-    found = report.speed({"ratio": {"to": "f", "median": 0.5, "ci95": [0.4, 0.8], "verdict": "faster"}})
+    found = report_cells.speed({"ratio": {"to": "f", "median": 0.5, "ci95": [0.4, 0.8], "verdict": "faster"}})
     assert found == (2.0, (1.25, 2.5), "faster")
-    assert report.speed({"ratio": None}) is None
+    assert report_cells.speed({"ratio": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -284,7 +297,7 @@ def test_speed_is_the_inverse_of_the_ratio_of_times() -> None:
     [(0.0431, "0.0431"), (9.996, "10.0"), (1234.5, "1,234"), (0, "0"), (-0.3, "−0.300"), (1e-9, "1.0e−09")],
 )
 def test_number(value: float, text: str) -> None:
-    assert report.number(value) == text
+    assert texts.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -299,14 +312,14 @@ def test_number(value: float, text: str) -> None:
     ],
 )
 def test_size(count: float, text: str) -> None:
-    assert report.size(count) == text
+    assert texts.size(count) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.42, "0.4 s"), (59.7, "1 min 0 s"), (192.4, "3 min 12 s"), (3900, "1 h 5 min")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert texts.duration(seconds) == text
 
 
 # ---------------------------------------------------------------- reading
@@ -386,13 +399,6 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "report.html").read_text() == "old"
 
 
-def test_render_leaves_the_run_alone(tmp_path: Path) -> None:
-    run = data_run.hostile_run()
-    before = copy.deepcopy(run)
-    report.render(run, tmp_path)
-    assert run == before
-
-
 # ---------------------------------------------------------------- plots
 
 
@@ -406,16 +412,31 @@ def test_front_holds_no_beaten_point_and_beats_the_rest(points: list[tuple[float
         assert not any((px <= x and py >= y) and (px, py) != (x, y) for px, py in points)
 
 
+@pytest.mark.parametrize("name", ["full", "unlabelled", "wide"])
+def test_the_drawn_front_is_the_one_that_is_flagged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float]] = []
+    monkeypatch.setattr(plots, "front", lambda points, find=plots.front: drawn.extend(find(points)) or drawn[:])
+    run = RUNS[name]()
+    ok = [c for c in run["candidates"] if c["status"] == "ok"]
+    style = plots_style.style_of({c["format"] for c in ok}, {c["scheme"] for c in ok})
+    report_figures._tradeoff(run, ok, style)
+    flagged = choose.pareto(run["candidates"])
+    labelled = bool(ok[0]["accuracy"])
+    at = {c["name"]: (c["latency"]["p50_ms"], choose.quality(c) * (100 if labelled else 1)) for c in ok}
+    assert set(drawn) == {at[n] for n in flagged} and len(drawn) > 1
+    assert {c["name"] for c in ok if c["pareto"]} == flagged
+
+
 @given(st.text(min_size=1, max_size=80), st.integers(3, 40))
 def test_shorten_keeps_both_ends(text: str, limit: int) -> None:
-    short = plots.shorten(text, limit)
+    short = plots_style.shorten(text, limit)
     assert len(short) <= limit and (len(text) > limit or short == text)
     assert short[0] == text[0] and short[-1] == text[-1]
 
 
 def test_style_depends_on_names_only() -> None:
-    one = plots.style_of(["tflite", "ncnn", "mnn"], ["w4", "int8"])
-    two = plots.style_of(["mnn", "tflite", "ncnn"], ["int8", "w4"])
+    one = plots_style.style_of(["tflite", "ncnn", "mnn"], ["w4", "int8"])
+    two = plots_style.style_of(["mnn", "tflite", "ncnn"], ["int8", "w4"])
     assert one == two and one.colours["ncnn"] != one.colours["mnn"] != one.colours["tflite"]
     assert len({one.shapes[s] for s in ("float32", "float16", "int8", "w4")}) == 4
 
@@ -425,31 +446,31 @@ def test_free_place_avoids_what_is_taken_and_gives_up_when_full() -> None:
 
     frame = Bbox.from_extents(0, 0, 200, 100)
     taken = [(95.0, 45.0, 105.0, 55.0), (105.0, 30.0, 200.0, 70.0)]
-    place = plots._free_place((100.0, 50.0), 40, 10, frame, taken, [], 9)
-    assert place and not any(plots._overlap(place, t) for t in taken)
+    place = plots_labels.free_place((100.0, 50.0), 40, 10, frame, taken, [], 9)
+    assert place and not any(plots_labels.overlap(place, t) for t in taken)
     assert place[0] >= 0 and place[2] <= 200 and place[1] >= 0 and place[3] <= 100
-    assert plots._free_place((100.0, 50.0), 40, 10, frame, [(0.0, 0.0, 200.0, 100.0)], [], 9) is None
+    assert plots_labels.free_place((100.0, 50.0), 40, 10, frame, [(0.0, 0.0, 200.0, 100.0)], [], 9) is None
 
 
 @pytest.mark.parametrize("name", ["full", "wide", "unlabelled", "two"])
 def test_names_in_the_plot_do_not_overlap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[tuple[float, ...]] = []
-    find = plots._free_place
+    find = plots_labels.free_place
 
     def spy(*args: Any) -> Any:
         place = find(*args)
         places.append(place)
         return place
 
-    monkeypatch.setattr(plots, "_free_place", spy)
+    monkeypatch.setattr(plots_labels, "free_place", spy)
     run = RUNS[name]()
     timed = [c for c in run["candidates"] if c["latency"]]
-    style = plots.style_of({c["format"] for c in timed}, {c["scheme"] for c in timed})
-    report._tradeoff(run, timed, style)
+    style = plots_style.style_of({c["format"] for c in timed}, {c["scheme"] for c in timed})
+    report_figures._tradeoff(run, timed, style)
     assert len(places) == len(timed)
     assert all(places), "every candidate is named"
     for i, a in enumerate(places):
-        assert not any(plots._overlap(a, b) for b in places[:i])
+        assert not any(plots_labels.overlap(a, b) for b in places[:i])
 
 
 # ---------------------------------------------------------------- two runs
@@ -490,6 +511,19 @@ def test_diff_names_what_changed() -> None:
     text = report.render_diff_text(found)
     assert "0.0431 → 0.0500 ms (slower, 1.16×)" in text and "picked: tflite-int8 → nothing" in text
     assert "91.04 → 80.00 % (−11.04 points, lower)" in text and "110 kB → 55.2 kB (smaller, 0.50×)" in text
+
+
+def test_diff_on_a_terminal_says_what_the_text_says(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = data_run.full_run(), data_run.full_run()
+    b |= {"picked": "onnx-int8", "created": "2026-04-01T00:00:00+00:00"}
+    b["host"]["packages"]["onnxruntime"] = "1.33.0"
+    found = report.diff(a, b)
+    show.change(found)
+    shown = capsys.readouterr().out
+    for line in report.render_diff_text(found).splitlines():
+        if line.startswith(("a: ", "b: ", "picked: ", "warning: ")):
+            assert line in shown, line
+    assert "a: fashion_cnn.keras, 2026-03-14" in shown and "picked: tflite-int8 → onnx-int8" in shown
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,9 @@ def _window(size: int | None, kernel: int, stride: int, dilation: int, padding: 
 def _geometry(config: dict, rank: int, kernel: str = "kernel_size") -> tuple[list[int], list[int], list[int]]:
     size = _tuple(config[kernel], rank)
     strides = config.get("strides")
-    dilation = config.get("dilation_rate", 1)
-    return size, _tuple(size if strides is None else strides, rank), _tuple(dilation, rank)
+    if strides is None:  # a pooling moves by its own size
+        strides = size if kernel == "pool_size" else 1
+    return size, _tuple(strides, rank), _tuple(config.get("dilation_rate", 1), rank)
 
 
 def _slide(config: dict, shape: Dims, kernel: str = "kernel_size") -> tuple[Dims, list[int], int | None]:
@@ -132,7 +133,7 @@ def _separable(config: dict, shapes: list[Dims]) -> Result:
 def _conv_transpose(config: dict, shapes: list[Dims]) -> Result:
     """Every input element meets the whole kernel once."""
     space, channels = _split(shapes[0], config)
-    kernel, stride, dilation = _geometry({**config, "strides": config.get("strides", 1)}, len(space))
+    kernel, stride, dilation = _geometry(config, len(space))
     extra = config.get("output_padding")
     extras = [None] * len(space) if extra is None else _tuple(extra, len(space))
     padding, filters = config.get("padding", "valid"), int(config["filters"])

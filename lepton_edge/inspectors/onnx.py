@@ -379,7 +379,8 @@ def _role(name: str, kind: str, consumers: dict, tensor: Any) -> tuple[str, bool
 def _quantized_place(op: str, position: int) -> str | None:
     """An input of an operator on integers: "weight", "scale" (or zero point), None for neither."""
     if op in ("QLinearConv", "QLinearMatMul", "QGemm"):
-        return "weight" if position in (3, *((8,) if op == "QLinearConv" else ())) else "scale"
+        bias = {"QLinearConv": 8, "QGemm": 6}.get(op)
+        return "weight" if position in (3, bias) else "scale"
     if op in ("ConvInteger", "MatMulInteger"):
         return "weight" if position == 1 else "scale"
     if op in ("DynamicQuantizeMatMul", "MatMulNBits", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"):
@@ -429,8 +430,8 @@ def _macs(node: Any, shapes: dict[str, Shape], standard: bool) -> int | None:
     if op in PRODUCTS:
         return _product(node, args[0], output)
     if op in GEMMS:
-        transposed = _attribute(node, "transA", 0)
-        return times(size_of(output), args[0][0 if transposed else -1] if args[0] else None)
+        columns = second[0 if _attribute(node, "transB", 0) else -1] if second else None
+        return times(size_of(args[0]), columns)
     if op == "MatMulNBits":
         return times(size_of(output), _attribute(node, "K", None))
     if op in GATES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ RECURRENT = (
     "BIDIRECTIONAL_SEQUENCE_RNN",
 )
 CELLS = ("LSTM", "RNN", "SVDF")
+# Inputs that hold the state between steps; a file may store their first values, which are no weights.
+STATES = {"UNIDIRECTIONAL_SEQUENCE_LSTM": (18, 19), "LSTM": (18, 19), "UNIDIRECTIONAL_SEQUENCE_RNN": (4,)}
+STATES |= {"RNN": (4,), "SVDF": (4,), "BIDIRECTIONAL_SEQUENCE_RNN": (4, 8)}
+STATES |= {"BIDIRECTIONAL_SEQUENCE_LSTM": (35, 36, 37, 38)}
 LOOPS = ("WHILE", "STABLEHLO_WHILE")
 HEAVY: tuple[str, ...] = (
     "CONV_2D",
@@ -238,20 +243,38 @@ def _graph_layers(reader: _Reader, graph: Any, index: int, weights: Weights, kin
     constants = {i: data for i, t in enumerate(graph.tensors) if (data := reader.bytes(t)) is not None}
     for i, tensor in enumerate(graph.tensors):
         _count_kind(reader, tensor, i in constants, kinds)
+    unpacked = _unpacked(reader, graph, constants)
+    fixed = {*constants, *unpacked}
     flow = Flow(RESHAPING)
-    for i in [*_list(graph.inputs), *constants]:
+    for i in [*_list(graph.inputs), *fixed]:
         flow.feed(int(i), reader.shape(graph.tensors[int(i)]))
     owned: set[int] = set()
     rows = []
     for number, operator in enumerate(graph.operators or ()):
         op = reader.op(operator)
         ins, outs = [int(i) for i in _list(operator.inputs)], [int(i) for i in _list(operator.outputs)]
-        flow.step(op, [i for i in ins if i not in constants], [(i, reader.shape(graph.tensors[i])) for i in outs])
-        count, size = _own(reader, graph, op, [i for i in ins if i >= 0 and i in constants], constants, owned, weights)
+        flow.step(op, [i for i in ins if i not in fixed], [(i, reader.shape(graph.tensors[i])) for i in outs])
+        stored = [] if outs and outs[0] in unpacked else [unpacked.get(i, i) for i in _stateless(op, ins) if i in fixed]
+        count, size = _own(reader, graph, op, stored, constants, owned, weights)
         name = _text(graph.tensors[outs[0]].name) if outs else f"{index}/{number}"
         shape = reader.shape(graph.tensors[outs[0]]) if outs else None
-        rows.append(layer(name, op, shape, _macs(reader, operator, op, ins, outs, flow), count, size))
+        rows.append(layer(name, op, shape, _macs(reader, operator, op, ins, outs, flow, fixed), count, size))
     return rows
+
+
+def _stateless(op: str, ins: list[int]) -> list[int]:
+    """The inputs without those that hold a state."""
+    return [i for position, i in enumerate(ins) if position not in STATES.get(op, ())]
+
+
+def _unpacked(reader: _Reader, graph: Any, constants: Collection[int]) -> dict[int, int]:
+    """{tensor: the stored constant behind it}: float16 weights are dequantized by an operator of their own."""
+    found = {}
+    for operator in graph.operators or ():
+        ins, outs = _list(operator.inputs), _list(operator.outputs)
+        if reader.op(operator) in ("DEQUANTIZE", "DENSIFY") and ins and outs and int(ins[0]) in constants:
+            found[int(outs[0])] = int(ins[0])
+    return found
 
 
 def _count_kind(reader: _Reader, tensor: Any, constant: bool, kinds: Counter) -> None:
@@ -316,7 +339,9 @@ def _nonzero_nibbles(raw: np.ndarray, elements: int) -> int:
     return total - (int(raw[-1] & 0xF0 != 0) if elements % 2 and raw.size else 0)
 
 
-def _macs(reader: _Reader, operator: Any, op: str, ins: list[int], outs: list[int], flow: Flow) -> int | None:
+def _macs(
+    reader: _Reader, operator: Any, op: str, ins: list[int], outs: list[int], flow: Flow, constants: Collection[int]
+) -> int | None:
     args = [flow.shape(i) if i >= 0 else None for i in ins]
     output = flow.shape(outs[0]) if outs else None
     if op == "CONV_2D":
@@ -336,7 +361,7 @@ def _macs(reader: _Reader, operator: Any, op: str, ins: list[int], outs: list[in
         width = (args[0][-2] if getattr(options, "adjX", False) else args[0][-1]) if args[0] else None
         return times(size_of(output), width)
     if op in RECURRENT or op in CELLS:
-        return _recurrent(operator, op, args)
+        return _recurrent(args[0], [flow.shape(i) for i in _stateless(op, ins)[1:] if i in constants])
     return _other(reader, operator, op)
 
 
@@ -350,23 +375,12 @@ def _dense(ins: list[int], outs: list[int], flow: Flow) -> int | None:
     return times(total // weight[-1], size_of(weight))
 
 
-def _recurrent(operator: Any, op: str, args: list[Shape | None]) -> int | None:
-    """Every matrix among the inputs is used once a step (SVDF and the cells take one step)."""
-    data = args[0]
-    if not data or None in data:
+def _recurrent(data: Shape | None, matrices: list[Shape | None]) -> int | None:
+    """Every stored matrix is used once for each step of each sample; a cell takes one step."""
+    sizes = [size_of(shape) for shape in matrices if shape and len(shape) == 2]
+    if not data or not sizes:
         return None
-    matrices = sum(size_of(shape) or 0 for shape in args[1:] if shape and len(shape) == 2)
-    states = [shape for shape in args[-8:] if shape and len(shape) == 2 and shape[0] == data[0]]
-    if op in CELLS:
-        return times(data[0], matrices - sum(size_of(s) or 0 for s in states)) if op != "SVDF" else matrices
-    return _sequence(operator, data, args)
-
-
-def _sequence(operator: Any, data: Shape, args: list[Shape | None]) -> int | None:
-    steps = times(data[0], data[1])  # batch and time, in either order
-    last = 17 if len(args) > 20 else 4
-    matrices = [shape for shape in args[1:last] if shape and len(shape) == 2]
-    return times(steps, sum(size_of(shape) or 0 for shape in matrices)) if matrices else None
+    return times(size_of(data[:-1]), sum(size or 0 for size in sizes))
 
 
 def _other(reader: _Reader, operator: Any, op: str) -> int | None:

@@ -20,9 +20,7 @@ class Samples:
     def __init__(self, folder: str, inputs: Sequence[str], limit: int, seed: int, model: str) -> None:
         """Raises LeptonError for a folder without samples, or with other inputs than the model's."""
         if limit < 1:
-            raise LeptonError(
-                f"samples is {limit}: calibration needs at least one", hint="set samples to 300"
-            )
+            raise LeptonError(f"samples is {limit}: calibration needs at least one", hint="set samples to 300")
         feed = load_feed(folder)
         if feed.count < 1:
             raise LeptonError(

@@ -121,7 +121,7 @@ def sums_to_one(model: Any, index: int, samples: Samples, count: int = 32) -> bo
     graph = graph_of(model)
     probe = keras.Model(graph.inputs, graph.outputs[index])
     batch = [np.asarray(a[:count]) for a in samples.inputs]
-    out = np.asarray(probe(batch if len(batch) > 1 else batch[0], training=False), np.float64)
+    out = np.asarray(probe(batch, training=False), np.float64)
     return bool((out >= 0).all() and (out <= 1).all() and np.allclose(out.sum(-1), 1, atol=1e-3))
 
 

@@ -130,8 +130,7 @@ def _prepare(src: str, model: Any, prepared: str, name: str) -> list[str]:
             source = onnx.version_converter.convert_version(model, 17)
         except (RuntimeError, ValueError) as error:
             raise LeptonError(
-                f"{name}: its opset {opset} has no per-channel quantization and cannot be raised: "
-                + one_line(error),
+                f"{name}: its opset {opset} has no per-channel quantization and cannot be raised: " + one_line(error),
                 hint="export the model again with opset 13 or newer",
             ) from error
     tries = [

@@ -40,9 +40,7 @@ def run(
     except RuntimeError as error:
         raise LeptonError(f"{name}: OpenVINO cannot read it: {one_line(error)}") from error
     if _count(model):
-        raise LeptonError(
-            f"{name} is quantized already (FakeQuantize)", hint="give the float model it was made from"
-        )
+        raise LeptonError(f"{name} is quantized already (FakeQuantize)", hint="give the float model it was made from")
     names = _names(model)
     feed = Samples(data, list(names), samples, seed, src)
     is_transformer = model_type == "transformer" or (model_type == "auto" and _has_attention(model))

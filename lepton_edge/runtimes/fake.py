@@ -81,7 +81,7 @@ class Session:
         x = np.concatenate(flat, axis=1)
         return {
             spec["name"]: (x @ w).reshape(count, *spec["shape"][1:]).astype(spec["dtype"])
-            for spec, w in zip(self.outputs, self._weights, strict=True)
+            for spec, w in zip(self.outputs, self._weights)
         }
 
 

@@ -50,7 +50,9 @@ class Session:
         if set(feeds) != set(names):
             raise ValueError(f"this model takes the inputs {names}, not {sorted(feeds)}")
         results = self._call([tf.constant(np.asarray(feeds[p["name"]], dtype=p["dtype"])) for p in self.inputs])
-        return {p["name"]: np.array(result) for p, result in zip(self.outputs, results, strict=True)}
+        if len(results) != len(self.outputs):
+            raise ValueError(f"the model gave {len(results)} outputs where {len(self.outputs)} are declared")
+        return {p["name"]: np.array(result) for p, result in zip(self.outputs, results)}
 
 
 def load(model: str, *, threads: int = 1, **options: Any) -> Session:
@@ -124,10 +126,13 @@ def _refuse_code(config: Any, model: str, layer: str = "") -> None:
     if isinstance(config, dict):
         name, inner = config.get("class_name"), config.get("config")
         layer = inner["name"] if isinstance(inner, dict) and isinstance(inner.get("name"), str) else layer
-        if name in ("Lambda", "__lambda__", "TFSMLayer"):
+        if isinstance(name, str) and name in ("Lambda", "__lambda__", "TFSMLayer"):
             raise ValueError(f"'{model}' has a {name.strip('_')} layer '{layer}', which can carry code: refused")
-        if name == "TFOpLambda" and re.match(r"io\.|raw_ops|.*(py_func|numpy_function|load_)", str(inner["function"])):
-            raise ValueError(f"'{model}' calls tf.{inner['function']} in layer '{layer}': refused")
+        symbol = str(inner.get("function")) if name == "TFOpLambda" and isinstance(inner, dict) else ""
+        if re.match(
+            r"(io|raw_ops|saved_model|data|train|summary|py_func)\b|.*(py_func|numpy_func|load|save|file)", symbol
+        ):
+            raise ValueError(f"'{model}' calls tf.{symbol} in layer '{layer}': refused")
         root = str(config.get("module", "keras")).split(".")[0]  # null: a class that is not Keras's own
         registered = ">" in str(config.get("registered_name"))
         if "config" in config and (registered or root not in ("keras", "tf_keras", "builtins")):
@@ -151,10 +156,12 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _describe(names: list[str], tensors: list[Any]) -> list[dict[str, Any]]:
+    if len(names) != len(tensors):
+        raise ValueError(f"the model names {len(names)} tensors ({', '.join(names)}) and has {len(tensors)}")
     kinds = [getattr(tensor.dtype, "name", tensor.dtype) for tensor in tensors]
     return [
         {"name": name, "shape": list(tensor.shape), "dtype": str(kind)}
-        for name, tensor, kind in zip(names, tensors, kinds, strict=True)
+        for name, tensor, kind in zip(names, tensors, kinds)
     ]
 
 

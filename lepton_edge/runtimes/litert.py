@@ -63,13 +63,13 @@ class Session:
         self._interpreter = interpreter
         ins, outs = interpreter.get_input_details(), interpreter.get_output_details()
         in_names, out_names = _names(interpreter, ins, outs)
-        self.inputs = [_spec(d, name) for d, name in zip(ins, in_names, strict=True)]
-        self.outputs = [_spec(d, name) for d, name in zip(outs, out_names, strict=True)]
+        self.inputs = [_spec(d, name) for d, name in zip(ins, in_names)]
+        self.outputs = [_spec(d, name) for d, name in zip(outs, out_names)]
         self.info = info
-        self._in = [(name, d["index"]) for d, name in zip(ins, in_names, strict=True)]
-        self._out = [(name, d["index"]) for d, name in zip(outs, out_names, strict=True)]
-        self._shapes = {name: tuple(d["shape"]) for d, name in zip(ins, in_names, strict=True)}
-        self._dtypes = {name: np.dtype(d["dtype"]) for d, name in zip(ins, in_names, strict=True)}
+        self._in = [(name, d["index"]) for d, name in zip(ins, in_names)]
+        self._out = [(name, d["index"]) for d, name in zip(outs, out_names)]
+        self._shapes = {name: tuple(d["shape"]) for d, name in zip(ins, in_names)}
+        self._dtypes = {name: np.dtype(d["dtype"]) for d, name in zip(ins, in_names)}
         self._free = any(None in spec["shape"][1:] for spec in self.inputs)
         self._single = all(shape[:1] == (1,) for shape in self._shapes.values())
         self.ops = {op["op_name"] for op in interpreter._get_ops_details()}
@@ -114,7 +114,7 @@ def _names(interpreter: Any, ins: list[dict], outs: list[dict]) -> tuple[list[st
         by_index = {i: name for name, i in signatures[0][key].items()} if len(signatures) == 1 else {}
         raw = [d["name"] for d in details]
         tidy = [n.removeprefix("serving_default_").removesuffix(":0") for n in raw]
-        names = [by_index.get(d["index"], t) for d, t in zip(details, tidy, strict=True)]
+        names = [by_index.get(d["index"], t) for d, t in zip(details, tidy)]
         names = names if len(set(names)) == len(names) else raw
         found.append(names if len(set(names)) == len(names) else [f"{n}_{i}" for i, n in enumerate(names)])
     return found[0], found[1]

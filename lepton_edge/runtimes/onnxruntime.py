@@ -98,7 +98,7 @@ class Session:
         if self._single and next(iter(feeds.values())).shape[0] != 1:
             return _one_by_one(self, feeds)
         try:
-            return dict(zip(self._names, self._run(self._names, feeds), strict=True))
+            return dict(zip(self._names, self._run(self._names, feeds)))
         except self._errors as error:
             raise ValueError(f"ONNX Runtime: {_one_line(error)}") from error
 

@@ -67,8 +67,8 @@ class Session:
     def __init__(self, compiled: Any, info: dict[str, Any]) -> None:
         self._request = compiled.create_infer_request()
         ins, outs = list(compiled.inputs), list(compiled.outputs)
-        self.inputs = [_spec(port, name) for port, name in zip(ins, _port_names(ins), strict=True)]
-        self.outputs = [_spec(port, name) for port, name in zip(outs, _port_names(outs), strict=True)]
+        self.inputs = [_spec(port, name) for port, name in zip(ins, _port_names(ins))]
+        self.outputs = [_spec(port, name) for port, name in zip(outs, _port_names(outs))]
         self.info = info
         self._index = {spec["name"]: i for i, spec in enumerate(self.inputs)}
         self._dtypes = {spec["name"]: np.dtype(spec["dtype"]) for spec in self.inputs}
@@ -94,7 +94,9 @@ class Session:
             results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO: {_one_line(error)}") from error
-        return dict(zip(self._names, results.values(), strict=True))
+        if len(results) != len(self._names):
+            raise ValueError(f"OpenVINO gave {len(results)} outputs where {len(self._names)} are declared")
+        return dict(zip(self._names, results.values()))
 
 
 def _port_names(ports: list[Any]) -> list[str]:

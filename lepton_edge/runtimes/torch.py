@@ -43,8 +43,8 @@ class Session:
         self._module = program.module(check_guards=False)
         self._tree = program.call_spec.in_spec
         self._flatten, self._unflatten = torch.utils._pytree.tree_leaves, torch.utils._pytree.tree_unflatten
-        self.inputs, self._slots = _input_specs(program)
-        self.outputs = _output_specs(program)
+        self.inputs, self._slots = input_specs(program)
+        self.outputs = output_specs(program)
         self.info = info
         self._keys = {spec["name"] for spec in self.inputs}
         self._dtypes = {spec["name"]: np.dtype(spec["dtype"]) for spec in self.inputs}
@@ -74,10 +74,12 @@ class Session:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"PyTorch: {_one_line(error)}") from error
         tensors = [r for r in results if isinstance(r, torch.Tensor)]
-        return {s["name"]: np.array(t.numpy()) for s, t in zip(self.outputs, tensors, strict=True)}
+        if len(tensors) != len(self.outputs):
+            raise ValueError(f"the program gave {len(tensors)} tensors where {len(self.outputs)} are declared")
+        return {s["name"]: np.array(t.numpy()) for s, t in zip(self.outputs, tensors)}
 
 
-def _input_specs(program: Any) -> tuple[list[dict[str, Any]], list[tuple[bool, Any]]]:
+def input_specs(program: Any) -> tuple[list[dict[str, Any]], list[tuple[bool, Any]]]:
     """Specs of the tensor inputs, and for each argument (True, its name) or (False, its constant value)."""
     values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
     specs: list[dict[str, Any]] = []
@@ -95,7 +97,7 @@ def _input_specs(program: Any) -> tuple[list[dict[str, Any]], list[tuple[bool, A
     return specs, slots
 
 
-def _output_specs(program: Any) -> list[dict[str, Any]]:
+def output_specs(program: Any) -> list[dict[str, Any]]:
     values = {n.name: n.meta.get("val") for n in program.graph.nodes}
     names = [
         item.arg.name
@@ -282,7 +284,7 @@ def _clean_node(node: Any) -> None:
         elif key in ("tensor_values", "sym_int_values", "sym_float_values", "sym_bool_values"):
             for name in value:
                 _check(_IDENTIFIER, name, "name")
-        elif key == "device" and value and value.get("type") != "cpu":
+        elif key in ("device", "as_device") and value and value.get("type") != "cpu":
             value["type"], value["index"] = "cpu", None
         _clean_node(value)
 
@@ -327,8 +329,9 @@ def _is_arithmetic(node: ast.AST) -> bool:
     if isinstance(node, ast.Name):
         return node.id in _FUNCTIONS or bool(_SYMBOL.fullmatch(node.id))
     if isinstance(node, ast.Constant):
-        is_text = isinstance(node.value, str)
-        return bool(_TEXT.fullmatch(node.value)) if is_text else isinstance(node.value, bool | int | float)
+        if isinstance(node.value, str):
+            return bool(_TEXT.fullmatch(node.value))
+        return isinstance(node.value, (bool, int, float))
     return isinstance(node, _ARITHMETIC)
 
 

@@ -30,6 +30,7 @@ class Emitter:
         self.views: dict[str, dict[Perm, int]] = {}
         self.order: dict[str, np.ndarray] = {}  # flattened tensors whose last axis is scrambled (ops_shape)
         self._consts: dict[tuple, int] = {}
+        self._reshaped: dict[int, int] = {}
 
     # -- questions
     def shape(self, name: str) -> Shape:
@@ -168,7 +169,11 @@ class Emitter:
             return index
         if t.data is not None:
             return self.writer.tensor(t.name, shape, t.dtype, t.data.reshape(shape), t.quant)
-        return self.add("RESHAPE", [index, self.shape_const(shape)], shape, t.dtype, name or f"{t.name}_r", t.quant)
+        if index in self._reshaped:  # a RESHAPE of a RESHAPE is one RESHAPE; the first is swept if nobody else reads it
+            return self.reshape(self._reshaped[index], shape, name)
+        made = self.add("RESHAPE", [index, self.shape_const(shape)], shape, t.dtype, name or f"{t.name}_r", t.quant)
+        self._reshaped[made] = index
+        return made
 
     def transpose(self, index: int, axes: list[int]) -> int:
         """TRANSPOSE, or the tensor itself."""

@@ -72,7 +72,7 @@ def _compute(graph: Graph) -> None:
     known = set(graph.consts)
     ready: list[Node] = []
     for node in graph.nodes:
-        if node.op in _KEEP or node.op in _RANDOM or "." in node.op:
+        if node.op in _KEEP or node.op in _RANDOM or "." in node.op or "keep" in node.attrs:
             continue
         if all(not n or n in known for n in node.inputs) and _small(graph, node):
             ready.append(node)

@@ -52,7 +52,7 @@ class Links:
         return None
 
     def scaled(self, name: str, factor: float) -> str | None:
-        """x, when `name` is x * factor or x / (1 / factor)."""
+        """x, when `name` is x * factor or x / (1 / factor), within the rounding exporters do."""
         node = self.maker(name, "Mul", "Div")
         if node is None:
             return None
@@ -158,6 +158,10 @@ def _factors(links: Links, name: str, limit: int) -> list[str | float]:
 
 def _gelu_gate(links: Links, gate: str, x: str) -> str | None:
     """'none' or 'tanh' when gate is 1 + f(x)."""
+    minus = links.maker(gate, "Sub")  # erfc(-x / sqrt 2)
+    if minus is not None and links.graph.scalar(minus.inputs[0]) == 1:
+        erf = links.maker(minus.inputs[1], "Erf")
+        return "none" if erf is not None and _negated(links, erf.inputs[0], x) else None
     inner = links.with_scalar(links.maker(gate, "Add"), 1.0)
     if inner is None:
         return None
@@ -172,6 +176,18 @@ def _gelu_gate(links: Links, gate: str, x: str) -> str | None:
     other = total.inputs[1 - total.inputs.index(x)]
     cube = links.scaled(other, 0.044715)
     return "tanh" if cube and _is_cube(links, cube, x) else None
+
+
+def _negated(links: Links, name: str, x: str) -> bool:
+    """name is -x / sqrt 2 in any order."""
+    if links.scaled(name, -math.sqrt(0.5)) == x:
+        return True
+    inner, root = links.maker(name, "Neg"), math.sqrt(0.5)
+    if inner is not None:
+        return links.scaled(inner.inputs[0], root) == x
+    scaled = links.scaled(name, root)
+    inner = links.maker(scaled, "Neg") if scaled else None
+    return inner is not None and inner.inputs[0] == x
 
 
 def _is_cube(links: Links, name: str, x: str) -> bool:

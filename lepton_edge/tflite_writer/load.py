@@ -35,6 +35,39 @@ def read(path: str) -> Any:
         raise LeptonError(
             f"{Path(path).name} is not an ONNX model, or an empty or truncated one", hint="export it again"
         )
+    return update(repair(model))
+
+
+def update(model: Any) -> Any:
+    """Opsets before 7, which ONNX Runtime doesn't run, brought to 13."""
+    from onnx import version_converter
+
+    version = opset(model)
+    if not 0 < version < 7:
+        return model
+    try:
+        return version_converter.convert_version(model, 13)
+    except (RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise LeptonError(f"opset {version} cannot be updated: {text}", hint="export with opset 13 or later") from error
+
+
+def repair(model: Any) -> Any:
+    """Erfc, which tf2onnx writes for Keras' GELU though ONNX has no such operator, as 1 - Erf."""
+    from onnx import helper, numpy_helper
+
+    found = [n for n in model.graph.node if n.op_type == "Erfc" and n.domain in ("", "ai.onnx")]
+    if found:
+        nodes = list(model.graph.node)
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((), np.float32), "lepton_one"))
+        for node in found:
+            middle = f"{node.output[0]}_erf"
+            erf = helper.make_node("Erf", [node.input[0]], [middle], name=f"{node.name}_erf")
+            rest = helper.make_node("Sub", ["lepton_one", middle], [node.output[0]], name=node.name)
+            at = next(k for k, n in enumerate(nodes) if n is node)
+            nodes[at : at + 1] = [erf, rest]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
     return model
 
 
@@ -119,24 +152,25 @@ def fix_inputs(model: Any, input_shapes: str = "") -> list[str]:
 
 
 def expand(model: Any, known: set[str]) -> Any:
-    """Opsets before 7 brought to 13, and operators outside `known` that ONNX defines by others written out."""
+    """Operators outside `known` that ONNX defines by other operators, written out."""
     import onnx
-    from onnx import inliner, version_converter
+    from onnx import inliner
 
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if 0 < version < 7:
-        try:
-            model = version_converter.convert_version(model, 13)
-        except (RuntimeError, ValueError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise LeptonError(
-                f"opset {version} cannot be updated: {text}", hint="export with opset 13 or later"
-            ) from error
+    version = opset(model)
     names = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")} - known
     defined = [op for op in sorted(names) if _is_function(onnx, op, version)]
     if not defined:
         return model
-    return inliner.inline_selected_functions(model, [("", op) for op in defined], inline_schema_functions=True)
+    try:
+        typed = onnx.shape_inference.infer_shapes(model)
+        return inliner.inline_selected_functions(typed, [("", op) for op in defined], inline_schema_functions=True)
+    except (RuntimeError, ValueError):  # types it can't know: the operators are then named as missing
+        return model
+
+
+def opset(model: Any) -> int:
+    """The version of ONNX's own operators that the model uses."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def _is_function(onnx: Any, op: str, version: int) -> bool:

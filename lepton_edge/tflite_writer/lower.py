@@ -52,7 +52,7 @@ class Steps:
         for size in sizes:
             shape[axis] = size
             outs.append(self.graph.fresh(f"{name}_part", shape, dtype))
-        self.nodes.append(Node("Split", f"{self.node.name}/Split", [name], outs, {"axis": axis}))
+        self.nodes.append(Node("Split", f"{self.node.name}/Split", [name], outs, {"axis": axis, "keep": 1}))
         return outs
 
     def finish(self, name: str, out: str) -> None:

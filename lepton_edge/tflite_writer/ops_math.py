@@ -143,11 +143,12 @@ def bounds(e: Any, n: Node) -> tuple[float, float]:
 
 
 def hard_sigmoid(e: Emitter, n: Node) -> None:
-    """max(0, min(1, alpha x + beta))."""
+    """clip(alpha x + beta, 0, 1), as relu6(6 alpha x + 6 beta) / 6: the clip is then fused."""
     x, m = start(e, n)
-    alpha, beta = n.attrs.get("alpha", 0.2), n.attrs.get("beta", 0.5)
-    x = m("ADD", m("MUL", x, float(alpha)), float(beta))
-    m.done(n, "MAXIMUM", m("MINIMUM", x, 1.0), 0.0)
+    alpha, beta = 6 * n.attrs.get("alpha", 0.2), 6 * n.attrs.get("beta", 0.5)
+    if not math.isclose(alpha, 1.0, rel_tol=1e-6):
+        x = m("MUL", x, float(alpha))
+    m.done(n, "MUL", m("ADD", x, float(beta), fusedActivationFunction="RELU6"), 1 / 6)
 
 
 def elu(e: Emitter, n: Node) -> None:

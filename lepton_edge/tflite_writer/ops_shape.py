@@ -78,22 +78,24 @@ def concat(e: Emitter, n: Node) -> None:
 
 
 def split(e: Emitter, n: Node) -> None:
-    """Split into equal or given parts."""
+    """Split: SPLIT into equal parts, one SLICE a part otherwise (delegates know those, not SPLIT_V)."""
     x = n.inputs[0]
     axis = n.attrs.get("axis", 0) % e.rank(x)
-    perm = e.perm(x)
-    place = perm.index(axis)
     sizes = [e.shape(o)[axis] for o in n.outputs]
-    index = e.get(x, perm)
-    outs = []
+    if len(set(sizes)) > 1 or len(sizes) == 1:
+        at = 0
+        for name, size in zip(n.outputs, sizes, strict=True):
+            ranges = [range(d) for d in e.shape(x)]
+            ranges[axis] = range(at, at + size)
+            at += size
+            cut(e, x, ranges, name)
+        return
+    perm = e.perm(x)
+    index, outs = e.get(x, perm), []
     for name in n.outputs:
         outs.append(e.writer.tensor(name, e.stored(name, perm), e.dtype(name), None, e.quant(name)))
         e.put(name, outs[-1], perm)
-    if len(set(sizes)) == 1:
-        e.writer.operator("SPLIT", [e.shape_const(place), index], outs, {"numSplits": len(outs)})
-    else:
-        ins = [index, e.shape_const(sizes), e.shape_const(place)]
-        e.writer.operator("SPLIT_V", ins, outs, {"numSplits": len(outs)})
+    e.writer.operator("SPLIT", [e.shape_const(perm.index(axis)), index], outs, {"numSplits": len(outs)})
 
 
 def slice_(e: Emitter, n: Node) -> None:
@@ -197,9 +199,7 @@ def _constant_pad(e: Emitter, n: Node, index: int, around: list[tuple[int, int]]
     if n.has(2):
         fill = e.need(n, 2, "the fill value").reshape(-1)[0]
     amounts = e.shape_const(around)
-    if e.quant(n.out) is None and fill == 0:
-        e.emit("PAD", [index, amounts], n.out, perm)
-    elif e.quant(n.out) is not None and fill == 0:
+    if fill == 0:
         e.emit("PAD", [index, amounts], n.out, perm)
     else:
         value = e.constant(np.asarray(fill, e.dtype(n.out)), "pad_value", e.quant(n.out))
