@@ -1,7 +1,9 @@
 """TFLite to ONNX through tf2onnx: float models as they are, int8 ones as quantize/dequantize pairs.
 
-tf2onnx has no LSTM, GELU or WHILE for TFLite files: such a model is refused, naming the operation, and nothing
-is written. The result is run once beside the source; figures of that are in the notes only where they are low.
+tf2onnx has no LSTM or GELU for TFLite files: such a model is refused, naming the operation. It also drops the bias
+of a FULLY_CONNECTED whose input it has to flatten (tf2onnx 1.17, what pooling before a Dense becomes), without a
+word; such inputs are flattened in the file first. The result is run once beside the source, and a float model that
+does not give the source's numbers is refused: nothing is written.
 """
 
 COST = 2.0
@@ -11,6 +13,9 @@ REQUIRES = ("tensorflow>=2.19", "tf2onnx>=1.16", "onnx>=1.17", "onnxruntime>=1.2
 
 def run(src: str, dst: str, *, opset: int = 17) -> dict:
     """Convert `src` to `dst`; inputs and outputs keep their order, and their names in the TFLite file."""
+    import tempfile
+    from pathlib import Path
+
     import tf2onnx
 
     from lepton_edge import keras_safe
@@ -18,7 +23,10 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
 
     source = keras_safe.open_tflite(src)
     try:
-        model, _ = tf2onnx.convert.from_tflite(src, opset=opset)
+        with tempfile.TemporaryDirectory() as folder:
+            flat = Path(folder) / "model.tflite"
+            flat.write_bytes(_with_flat_inputs(Path(src).read_bytes()))
+            model, _ = tf2onnx.convert.from_tflite(str(flat), opset=opset)
     except Exception as error:
         recurrent = [op for op in source.operations if "LSTM" in op or "RNN" in op]
         reason = f"it has no {recurrent[0]}" if recurrent else keras_safe.first_line(error)
@@ -37,5 +45,55 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
     got = keras_safe.run_onnx(model, [feeds[source.raw_inputs.index(name)] for name in order])
     made = [port.name for port in model.graph.output]
     decibels = keras_safe.distance_db(reference, [got[made.index(name)] for name in source.raw_outputs])
+    source.check(decibels, "ONNX")
     keras_safe.write_bytes(dst, model.SerializeToString())
     return source.mapping(source.raw_inputs, source.raw_outputs, decibels)
+
+
+def _with_flat_inputs(content: bytes) -> bytes:
+    """The flatbuffer with a RESHAPE to [rows, weights' columns] before each FULLY_CONNECTED that flattens its input."""
+    import copy
+
+    import numpy as np
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    kinds = schema.BuiltinOperator
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    changed = False
+    for graph in model.subgraphs:
+        operators = []
+        for operator in graph.operators:
+            if codes[operator.opcodeIndex] == kinds.FULLY_CONNECTED and not operator.builtinOptions.keepNumDims:
+                data, weights = (graph.tensors[index] for index in operator.inputs[:2])
+                columns = int(weights.shape[1])
+                if data.shape is not None and len(data.shape) != 2:
+                    if kinds.RESHAPE not in codes:
+                        code = schema.OperatorCodeT()
+                        code.builtinCode = code.deprecatedBuiltinCode = kinds.RESHAPE
+                        code.version = 1
+                        model.operatorCodes.append(code)
+                        codes.append(kinds.RESHAPE)
+                    shape = [int(np.prod(data.shape)) // columns, columns]
+                    flat, size = copy.deepcopy(data), schema.TensorT()
+                    flat.name, flat.shape, flat.shapeSignature, flat.buffer = data.name + b"_flat", shape, None, 0
+                    held = schema.BufferT()
+                    held.data = np.frombuffer(np.array(shape, np.int32).tobytes(), np.uint8)
+                    model.buffers.append(held)
+                    size.name, size.shape = data.name + b"_flat_shape", [2]
+                    size.type, size.buffer = schema.TensorType.INT32, len(model.buffers) - 1
+                    graph.tensors.extend([flat, size])
+                    reshape = schema.OperatorT()
+                    reshape.opcodeIndex = codes.index(kinds.RESHAPE)
+                    reshape.inputs = [int(operator.inputs[0]), len(graph.tensors) - 1]
+                    reshape.outputs = [len(graph.tensors) - 2]
+                    reshape.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+                    reshape.builtinOptions = schema.ReshapeOptionsT()
+                    reshape.builtinOptions.newShape = shape
+                    operators.append(reshape)
+                    operator.inputs = [len(graph.tensors) - 2, *(int(i) for i in operator.inputs[1:])]
+                    changed = True
+            operators.append(operator)
+        graph.operators = operators
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)) if changed else content

@@ -1,7 +1,8 @@
 """TFLite to OpenVINO IR through OpenVINO's own reader, float and int8 models.
 
 OpenVINO has no fused LSTM for TFLite files: such a model is refused and nothing is written.
-The result is compiled and run once (in float32) beside the source before it is published.
+The result is compiled and run once (in float32) beside the source before it is published: a float model that
+does not give the source's numbers is refused.
 """
 
 COST = 1.5
@@ -46,6 +47,7 @@ def run(src: str, dst: str, *, compress_to_fp16: bool = False) -> dict:
         except RuntimeError as error:
             raise LeptonError(f"OpenVINO cannot run what it made of '{src}': {_reason(error)}") from error
         decibels = keras_safe.distance_db(reference, [results[name] for name in source.outputs])
+        source.check(decibels, "OpenVINO")
         made.with_suffix(".bin").replace(target.with_suffix(".bin"))
         made.replace(target)
     return source.mapping(source.inputs, source.outputs, decibels)

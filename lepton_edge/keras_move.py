@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.keras_move_layers import Unmapped, carrier, native_call, native_layer, rebuilt
+from lepton_edge.keras_move_layers import Unmapped, carrier, finalize, native_call, native_layer, rebuilt
 
 TOLERANCE = 1e-5  # largest difference of an output, relative to its largest magnitude
 TOLERANCE_HALF = 2e-2  # the same where layers compute in 16 bits
@@ -106,6 +106,7 @@ def _copy_weights(path: str, source: Any, target: Any) -> None:
             hint="this layer cannot be moved exactly; please report it",
         )
     target.set_weights(arrays)
+    finalize(target)
 
 
 def _call_model(operation: Any, args: tuple, kwargs: dict[str, Any], values: dict[int, Any], path: str,
@@ -352,6 +353,7 @@ def copy_back(moved: Moved) -> None:
     for pair in moved.pairs:
         arrays = pair.target.get_weights()[: len(pair.source.weights)]
         pair.source.set_weights(arrays)
+        finalize(pair.source)
         back = pair.source.get_weights()
         if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, back, strict=True)):
             raise LeptonError(f"the weights of layer '{pair.path}' did not come back to Keras 3 unchanged")

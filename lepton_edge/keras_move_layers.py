@@ -37,7 +37,7 @@ class Unmapped(Exception):
 
 def constructor_keys(cls: type) -> set[str]:
     """The keyword names a layer's constructor spells out."""
-    return set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
+    return set(inspect.signature(cls).parameters) - {"args", "kwargs"}
 
 
 def constructor_defaults(cls: type) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def constructor_defaults(cls: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__[:-1]):
         if "__init__" in vars(base):
-            parameters = inspect.signature(base.__init__).parameters.values()
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             found.update({p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty})
     return found
 
@@ -170,9 +170,7 @@ def native_call(layer: Any, native: Any, args: tuple, kwargs: dict[str, Any]) ->
     """
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     names = list(bound)
-    accepted = set(inspect.signature(native.call).parameters) | set(
-        inspect.signature(type(native).__call__).parameters
-    )
+    accepted = set(inspect.signature(native.call).parameters) | set(inspect.signature(type(native).__call__).parameters)
     extra: dict[str, Any] = {}
     for key in names[1:]:
         if bound[key] is None:
@@ -239,4 +237,11 @@ def rebuilt(layer: Any) -> Any:
             hint="prune a model made of built-in Keras layers",
         )
     copy.set_weights(layer.get_weights())
+    finalize(copy)
     return copy
+
+
+def finalize(layer: Any) -> None:
+    """Let a layer that computes with values derived from its weights (Normalization) derive them again."""
+    if callable(getattr(layer, "finalize_state", None)):
+        layer.finalize_state()

@@ -785,7 +785,8 @@ def run_tflite(content: bytes, feeds: list[np.ndarray]) -> list[np.ndarray]:
         raise LeptonError(f"the TFLite file that was made does not run: {first_line(error)}") from error
 
 
-LOW_DB = 20.0  # below this the self-check's figure becomes a note
+LOW_DB = 80.0  # float noise is above 100 dB; below this the self-check's figure is told (a lost bias can be 34 dB)
+LOW_INT8_DB = 20.0  # one step of an int8 output more or less
 LOW = "on one random input the result is only {:.0f} dB close to the source: check its parity"
 FUSED_DB = 80.0  # the fused LSTM rounds differently, at float noise (about 130 dB); a wrong one is below 40
 
@@ -992,6 +993,15 @@ class TfliteSource:
     raw_inputs: list[str]
     raw_outputs: list[str]
     operations: list[str]
+    quantized: bool
+
+    def check(self, decibels: float, target: str) -> None:
+        """LeptonError where a float model's conversion does not give its numbers on the self-check."""
+        if not self.quantized and decibels < LOW_DB:
+            raise LeptonError(
+                f"the {target} made of this TFLite file gives other numbers ({decibels:.0f} dB, want {LOW_DB:.0f})",
+                hint="convert the model this file was made from",
+            )
 
     def probe(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """One seeded input in the file's order, free dimensions at 1, and the outputs for it."""
@@ -1013,7 +1023,7 @@ class TfliteSource:
         return {
             "inputs": [{"name": n, "source": s, "perm": None} for n, s in zip(inputs, self.inputs, strict=True)],
             "outputs": [{"name": n, "source": s, "perm": None} for n, s in zip(outputs, self.outputs, strict=True)],
-            "notes": [LOW.format(decibels)] if decibels < LOW_DB else [],
+            "notes": [LOW.format(decibels)] if decibels < (LOW_INT8_DB if self.quantized else LOW_DB) else [],
         }
 
 
@@ -1039,4 +1049,5 @@ def open_tflite(path: str) -> TfliteSource:
         [str(detail["name"]) for detail in bare.get_input_details()],
         [str(detail["name"]) for detail in bare.get_output_details()],
         [str(op["op_name"]) for op in bare._get_ops_details()],
+        any(len(detail["quantization_parameters"]["scales"]) for detail in bare.get_tensor_details()),
     )

@@ -46,6 +46,7 @@ def road(near: Path, progress: Silent, seed: int = 0) -> Iterator[Road]:
     """Open a road whose scratch folder is on the file system of ``near``; workers and scratch end with it."""
     with store.aside(near) as scratch, Workers() as workers, progress:
         yield Road(workers, scratch, progress, seed)
+        store.trim()
 
 
 @dataclass(frozen=True)

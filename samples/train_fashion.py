@@ -61,9 +61,7 @@ def load_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         for name in (f"{stem}.gz", stem):
             if (folder / name).is_file():
                 return folder / name
-        raise FileNotFoundError(
-            f"{folder / stem}.gz is missing; on Debian: apt install dataset-fashion-mnist"
-        )
+        raise FileNotFoundError(f"{folder / stem}.gz is missing; on Debian: apt install dataset-fashion-mnist")
 
     x = read_idx(find(f"{split}-images-idx3-ubyte"))
     y = read_idx(find(f"{split}-labels-idx1-ubyte"))
@@ -79,8 +77,7 @@ def pick(y: np.ndarray, count: int, rng: np.random.Generator, taken: np.ndarray 
         free[taken] = False
     share, rest = divmod(count, len(CLASSES))
     chosen = [
-        rng.choice(np.flatnonzero(free & (y == c)), share + (c < rest), replace=False)
-        for c in range(len(CLASSES))
+        rng.choice(np.flatnonzero(free & (y == c)), share + (c < rest), replace=False) for c in range(len(CLASSES))
     ]
     return rng.permutation(np.concatenate(chosen))
 
@@ -154,8 +151,7 @@ def train(model: Any, x: np.ndarray, y: np.ndarray, epochs: int, seed: int, batc
             history.append(model.train_on_batch(augment(x[rows], rng), y[rows]))
         loss, accuracy = np.mean(np.asarray(history, np.float64), axis=0)
         print(
-            f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}  accuracy {accuracy:.4f}"
-            f"  {time.monotonic() - begin:.0f} s",
+            f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}  accuracy {accuracy:.4f}  {time.monotonic() - begin:.0f} s",
             file=sys.stderr,
             flush=True,
         )

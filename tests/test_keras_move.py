@@ -31,6 +31,8 @@ def stirred(model):
             w.assign(rng.uniform(0.5, 1.5, array.shape))
         elif w.name in ("gamma", "beta", "bias", "moving_mean", "mean"):
             w.assign(array + 0.1 * rng.standard_normal(array.shape))
+    for layer in keras_move.leaf_layers(model):
+        keras_move_layers.finalize(layer)
     return model
 
 
@@ -163,7 +165,7 @@ def test_layers_tf_keras_lacks_are_carried():
     assert moved.difference == 0 and len(moved.carried) == 2 and len(moved.pairs) == 3
 
 
-@pytest.mark.parametrize("make", [cnn, recurrent, nested], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", [cnn, recurrent, nested, preprocessing], ids=lambda f: f.__name__)
 def test_a_whole_model_can_be_carried(make):
     model = stirred(make())
     state = keras_move._State(forced=frozenset({"*"}))

@@ -195,9 +195,8 @@ def make_batches(moved: Moved, samples: Samples, target: Target, batch_size: int
             rows = np.sort(self.order[i * size : (i + 1) * size])
             x = [np.asarray(a[rows]).astype(d) for a, d in zip(samples.inputs, dtypes, strict=True)]
             y = _encode(samples.labels[rows], target)
-            if several:
-                y = _with_teacher(moved.source, x, y, target.index)
-            return (x if len(x) > 1 else x[0]), y
+            wanted = _with_teacher(moved.source, x, y, target.index) if several else y
+            return (x if len(x) > 1 else x[0]), wanted
 
         def on_epoch_end(self) -> None:
             self.order = rng.permutation(len(samples.labels))

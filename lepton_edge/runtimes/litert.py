@@ -1,5 +1,8 @@
 """LiteRT (TensorFlow Lite) through ai-edge-litert."""
 
+# ruff: noqa: B905
+# zip() has no strict= on Python 3.9, where this file runs as well.
+
 from __future__ import annotations
 
 from importlib import metadata

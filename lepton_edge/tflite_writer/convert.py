@@ -10,7 +10,7 @@ from lepton_edge.errors import LeptonError
 from lepton_edge.tflite_writer import layout
 from lepton_edge.tflite_writer.check import verify
 from lepton_edge.tflite_writer.emit import Emitter, Unsupported
-from lepton_edge.tflite_writer.fold import fold
+from lepton_edge.tflite_writer.fold import FOLDED, fold
 from lepton_edge.tflite_writer.fuse import fuse
 from lepton_edge.tflite_writer.graph import Graph, Node
 from lepton_edge.tflite_writer.layout import Perm
@@ -28,7 +28,7 @@ def convert(
     """Converts ONNX file `src` to TFLite file `dst`; returns the step's dictionary."""
     model = read(src)
     inputs_of = fix_inputs(model, input_shapes)
-    graph = to_graph(optimise(expand(model, set(operators()) | set(LOWER))), inputs_of)
+    graph = to_graph(optimise(expand(model, set(operators()) | set(LOWER) | FOLDED)), inputs_of)
     fold(graph)
     fuse(graph)
     supported(graph, lower(graph))

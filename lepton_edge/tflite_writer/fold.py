@@ -10,6 +10,7 @@ from lepton_edge.tflite_writer.graph import Graph, Node
 
 _KEEP = {"QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan"}
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+FOLDED = {"Range", "Shape", "Size", "EyeLike", "Constant", "ConstantOfShape"}  # constants once shapes are known
 _LIMIT = 2**26  # bytes: what a folded constant may weigh beyond its inputs
 
 

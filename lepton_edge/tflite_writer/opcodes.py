@@ -26,7 +26,8 @@ _SAME_NAME = {
     "Conv2D": "CONV_2D", "DepthwiseConv2D": "DEPTHWISE_CONV_2D", "Conv3D": "CONV_3D",
     "TransposeConv": "TRANSPOSE_CONV", "FullyConnected": "FULLY_CONNECTED", "BatchMatMul": "BATCH_MATMUL",
     "Quantize": "QUANTIZE", "Dequantize": "DEQUANTIZE", "FloorMod": "FLOOR_MOD", "FloorDiv": "FLOOR_DIV",
-    "LocalResponseNormalization": "LOCAL_RESPONSE_NORMALIZATION", "BitwiseXor": "BITWISE_XOR", "ATan2": "ATAN2", "ReverseSequence": "REVERSE_SEQUENCE",
+    "LocalResponseNormalization": "LOCAL_RESPONSE_NORMALIZATION", "BitwiseXor": "BITWISE_XOR", "ATan2": "ATAN2",
+    "ReverseSequence": "REVERSE_SEQUENCE",
     "SquaredDifference": "SQUARED_DIFFERENCE",
 }  # fmt: skip
 OPTIONS = {code: f"{name}Options" for name, code in _SAME_NAME.items()} | {

@@ -280,27 +280,20 @@ def gelu(e: Emitter, n: Node) -> None:
 
 
 def prelu(e: Emitter, n: Node) -> None:
-    """PRelu; one slope for all is a LEAKY_RELU."""
+    """PRelu: LEAKY_RELU for one slope, PRELU for slopes along the last stored axis, else written out."""
     slope = e.value(n.inputs[1])
     if slope is not None and slope.size == 1:
         return unary("LEAKY_RELU", alpha=float(slope.reshape(-1)[0]))(e, n)
     if e.dtype(n.out).kind != "f":
         raise Unsupported(f"PRelu '{n.name}': TFLite's takes floats only")
     rank, perm = e.rank(n.out), e.perm(n.inputs[0])
-    if slope is None:
-        x, m = start(e, n)
-        index = e.operand(n.inputs[1], perm, rank)
-        negative = m("MUL", m("MINIMUM", x, 0.0), index)
-        return m.done(n, "ADD", m("RELU", x), negative)
-    e.emit("PRELU", [e.get(n.inputs[0], perm), _full_rank(e, n.inputs[1], perm, rank)], n.out, perm)
-
-
-def _full_rank(e: Emitter, name: str, perm: tuple[int, ...], rank: int) -> int:
-    from lepton_edge.tflite_writer import layout
-
-    value = e.value(name)
-    padded = layout.store(value.reshape((1,) * (rank - value.ndim) + value.shape), perm)
-    return e.constant(padded[0] if padded.shape[0] == 1 and padded.ndim > 1 else padded, name)
+    index = e.operand(n.inputs[1], perm, rank)
+    stored = e.writer.tensors[index].shape
+    if slope is not None and len(stored) == 1 and stored[0] == e.stored(n.out, perm)[-1]:
+        row = e.reshape(index, (*[1] * (len(perm) - 2), *stored))
+        return e.emit("PRELU", [e.get(n.inputs[0], perm), row], n.out, perm) and None
+    x, m = start(e, n)
+    m.done(n, "ADD", m("RELU", x), m("MUL", m("MINIMUM", x, 0.0), index))
 
 
 def power(e: Emitter, n: Node) -> None:
@@ -418,9 +411,11 @@ OPS = {
     "Sum": variadic("ADD"), "Max": variadic("MAXIMUM"), "Min": variadic("MINIMUM"), "Mean": mean,
     "Clip": clip, "HardSigmoid": hard_sigmoid, "Elu": elu, "Selu": selu, "Celu": celu,
     "ThresholdedRelu": thresholded_relu, "Shrink": shrink, "Softplus": softplus, "Mish": mish,
-    "Softsign": softsign, "Swish": swish, "Reciprocal": reciprocal, "Erf": erf, "Tan": tan, "Asin": arc(True), "Acos": arc(False), "Atan": arctan,
+    "Softsign": softsign, "Swish": swish, "Reciprocal": reciprocal, "Erf": erf, "Tan": tan,
+    "Asin": arc(True), "Acos": arc(False), "Atan": arctan,
     "Sinh": hyperbolic("SUB"), "Cosh": hyperbolic("ADD"), "Gelu": gelu, "PRelu": prelu, "Pow": power,
-    "Mod": modulo, "Div": divide, "Xor": xor, "Where": where, "Cast": cast, "CastLike": cast, "IsNaN": is_nan, "IsInf": is_inf,
+    "Mod": modulo, "Div": divide, "Xor": xor, "Where": where, "Cast": cast, "CastLike": cast,
+    "IsNaN": is_nan, "IsInf": is_inf,
 }  # fmt: skip
 
 

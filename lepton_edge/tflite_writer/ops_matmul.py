@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lepton_edge.tflite_writer import layout
@@ -90,9 +92,8 @@ def matmul(e: Emitter, n: Node) -> None:
     """MatMul; a constant right-hand matrix makes it a FULLY_CONNECTED, with a fused constant bias."""
     a, b = n.inputs[:2]
     weights = e.value(b)
-    if weights is not None and weights.ndim > 2 and int(np.prod(weights.shape[:-2])) == 1:
-        if e.rank(a) >= weights.ndim:
-            weights = weights.reshape(weights.shape[-2:])
+    if weights is not None and 2 < weights.ndim <= e.rank(a) and math.prod(weights.shape[:-2]) == 1:
+        weights = weights.reshape(weights.shape[-2:])
     if weights is not None and weights.ndim == 2 and e.value(a) is None:
         bias = e.value(n.inputs[2]).reshape(-1) if n.has(2) else None
         quant = e.quant(b)
