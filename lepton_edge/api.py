@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench as timing
-from lepton_edge import candidates, record, registry, rundir, samples, stages
-from lepton_edge.artifact import copy_artifact, detect, open_artifact, suffix
+from lepton_edge import candidates, record, registry, run_feeds, rundir, stages
+from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.plan import plan
@@ -39,12 +39,13 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     ):
         source = stages.load_source(road, model)
         verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
-        feeds = samples.open_feeds(road, source, recipe, verbs)
+        feeds = run_feeds.open_feeds(road, source, recipe, verbs)
         reference = stages.reference(road, source, feeds.evaluation)
         made = candidates.make(road, source, formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
         timed = candidates.time(road, judged, recipe, record.threads(recipe, device))
+        candidates.require_one(timed)
         run = record.run_record(source, feeds, reference, device, recipe, candidates.rows(timed, folder), formats)
         run["seconds"] = round(time.monotonic() - start, 1)
         road.progress.stage("writing the bundle")
@@ -75,12 +76,13 @@ def convert(
     out = out or Path(f"{model.stem}{'.' + record.scheme(verbs) if verbs else ''}{suffix(target)}")
     if out.resolve() == model.resolve():
         raise UsageError(f"{out}: the output would overwrite the model itself", "choose another file with --out")
+    check_place(out, target)
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         steps = plan(art.format, target, verbs, registry.steps())
         if not steps:
             raise UsageError(f"{model}: is {target} already", "choose another format with --to")
         source = stages.load_source(road, model)
-        feeds = samples.open_feeds(road, source, recipe, verbs, seeded=not verbs)
+        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=not verbs)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
         result = stages.apply_all(road, source.model(), steps, options, feeds.by_verb())
         reference = stages.reference(road, source, feeds.evaluation)
@@ -124,7 +126,7 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
 
     with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, runtime=runtime)
-        feeds = samples.open_feeds(road, source, recipe)
+        feeds = run_feeds.open_feeds(road, source, recipe)
         labels = feeds.labels()
         if labels is None:
             raise LeptonError(
@@ -157,7 +159,7 @@ def bench(
         entrants, arts = [], {}
         for k, path in enumerate(models):
             source = stages.load_source(road, path, runtime=runtime)
-            feeds = samples.open_feeds(road, source, recipe, seeded=True)
+            feeds = run_feeds.open_feeds(road, source, recipe, seeded=True)
             name = path.name if path.name not in arts else f"{path.name} ({k + 1})"
             arts[name] = source.art
             entrants.append(timing.Entrant(name, path, source.runtime, feeds.evaluation.folder))
@@ -197,10 +199,10 @@ def compare(first: Path, second: Path, recipe: Recipe, progress: Silent | None =
     """Parity of two models of any formats on the same samples: the second against the first, output by output."""
     with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, first)
-        feeds = samples.open_feeds(road, source, recipe, seeded=True)
+        feeds = run_feeds.open_feeds(road, source, recipe, seeded=True)
         reference = stages.reference(road, source, feeds.evaluation)
         other = stages.load_source(road, second)
-        model = stages.Model(other.art, *samples.match(source, other))
+        model = stages.Model(other.art, *run_feeds.match(source, other))
         road.progress.stage(f"running {second.name} on {feeds.evaluation.count} samples")
         got = stages.answers(road, model, feeds.evaluation, runtime=other.runtime)
         figures = stages.judge(reference, got, feeds.labels())

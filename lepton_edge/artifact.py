@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lepton_edge.errors import LeptonError, did_you_mean
+from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.registry import formats
 
 
@@ -59,30 +59,50 @@ def open_artifact(path: Path | str) -> Artifact:
 
 
 def copy_artifact(art: Artifact, target: Path) -> Artifact:
-    """Copy all the files of ``art`` so that its main file becomes ``target`` (written aside, then renamed)."""
+    """Copy all the files of ``art`` so that its main file becomes ``target``: all written aside, then renamed.
+
+    Raises LeptonError when something that is no such model is in the way.
+    """
+    check_place(target, art.format)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if art.path.is_dir():
-        _publish(lambda aside: shutil.copytree(art.path, aside), target)
-        return open_artifact(target)
-    for file in art.files:
-        # An OpenVINO .bin follows the name of its .xml; external data of an .onnx is looked up by its own name.
-        renamed = file == art.path or file.stem == art.path.stem
-        name = target.stem + file.suffix if renamed and file != art.path else target.name if renamed else file.name
-        _publish(lambda aside, file=file: shutil.copyfile(file, aside), target.with_name(name))
+    places = {file: _place(art, file, target) for file in ([art.path] if art.path.is_dir() else art.files)}
+    parts = {file: place.with_name(f".{place.name}.part") for file, place in places.items()}
+    try:
+        for file, part in parts.items():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if file.is_dir() else shutil.copyfile
+            copy(file, part)
+        if target.is_dir():
+            shutil.rmtree(target)
+        for file in reversed(parts):  # the main file last: with it the model is there
+            parts[file].replace(places[file])
+    finally:
+        for part in parts.values():
+            shutil.rmtree(part, ignore_errors=True)
+            part.unlink(missing_ok=True)
     return open_artifact(target)
 
 
-def _publish(write, target: Path) -> None:
-    aside = target.with_name(f".{target.name}.part")
-    try:
-        write(aside)
-        if target.is_dir():
-            shutil.rmtree(target)
-        aside.replace(target)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        aside.unlink(missing_ok=True)
+def _place(art: Artifact, file: Path, target: Path) -> Path:
+    """Where a file of ``art`` goes when its main file becomes ``target``."""
+    if file == art.path:
+        return target
+    # A file that goes by the model's own name is renamed with it; others are looked up by the name they have.
+    if file.suffix in formats()[art.format].follow:
+        return target.with_suffix(file.suffix)
+    return target.parent / file.relative_to(art.path.parent)
+
+
+def check_place(target: Path, format_: str) -> None:
+    """Refuse to write a model of that format over something that is none. Raises UsageError."""
+    form = formats()[format_]
+    if not form.suffix and target.is_dir() and any(target.iterdir()) and not form.recognise(target, b""):
+        raise UsageError(
+            f"{target}: the folder is not empty and holds no {format_} model", "choose a new folder with --out"
+        )
+    if target.exists() and target.is_dir() != (not form.suffix):
+        is_, needed = ("a file", "a folder") if not form.suffix else ("a folder", "a file")
+        raise UsageError(f"{target}: is {is_}, and {needed} is needed for a {format_} model", "choose another --out")
 
 
 def suffix(format_: str) -> str:

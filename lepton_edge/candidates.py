@@ -111,6 +111,15 @@ def time(road: Road, judged: Sequence[Candidate], recipe: Recipe, threads: int) 
     return timed
 
 
+def require_one(timed: Sequence[Candidate]) -> None:
+    """Raise the first candidate's error when all of them failed."""
+    if timed and all(c.error for c in timed):
+        first = timed[0]
+        raise LeptonError(
+            f"none of the {len(timed)} candidates came out; {first.name}: {first.error.message}", first.error.hint
+        )
+
+
 def rows(timed: Sequence[Candidate], root: Path) -> list[dict]:
     """The candidates as run.json holds them, not yet chosen from; paths relative to ``root``."""
     timings = {c.name: c.timing for c in timed if c.timing}

@@ -75,7 +75,7 @@ def compress(
     import dataclasses
 
     from lepton_edge import api, show
-    from lepton_edge.sample import sample
+    from lepton_edge.demo import sample
 
     base = None
     if model is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -118,6 +119,10 @@ class Worker:
         if error["type"] == "MemoryError":
             return WorkerError(
                 f"{self.what}: out of memory", "use fewer or smaller samples, or a machine with more memory"
+            )
+        if os.strerror(errno.ENOSPC) in message:
+            return WorkerError(
+                f"{self.what}: the disk is full", "free some space, or choose another --out or LEPTON_EDGE_CACHE"
             )
         name = "" if error["type"] in ("ValueError", "RuntimeError") else f"{error['type']}: "
         return WorkerError(f"{self.what}: {name}{message}", "run again with -v for the worker's log")

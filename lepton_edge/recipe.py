@@ -29,12 +29,15 @@ threads = 1
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import UsageError, did_you_mean
+
+POSITIVE = ("samples", "evaluation_samples", "seconds", "rounds")
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,8 @@ def _fill(cls: type, table: dict[str, Any], where: str) -> Any:
         if key not in fields:
             raise UsageError(f"{where}: unknown key '{key}'", did_you_mean(key, list(fields)))
         values[key] = _typed(str(fields[key].type), value, f"{where} '{key}'")
+        if key in POSITIVE and not values[key]:
+            raise UsageError(f"{where} '{key}' cannot be 0", "leave it out for the default")
     return cls(**values)
 
 
@@ -160,8 +165,8 @@ def _typed(kind: str, value: Any, where: str) -> Any:
     )
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise UsageError(f"{where} has to be {_kind(wanted[-1])}, not {value!r}", "correct the value")
-    if isinstance(value, int | float) and value < 0:
-        raise UsageError(f"{where} cannot be negative ({value!r})", "correct the value")
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise UsageError(f"{where} has to be a number from 0 up, not {value!r}", "correct the value")
     return value
 
 
@@ -172,8 +177,8 @@ def _kind(type_: type) -> str:
 def override(recipe: Recipe, section: str, **values: Any) -> Recipe:
     """The recipe with those ``values`` of a section replaced that are not None (what the command line says wins)."""
     given = {k: v for k, v in values.items() if v is not None}
-    return (
-        dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **given)})
-        if given
-        else recipe
-    )
+    if not given:
+        return recipe
+    old = getattr(recipe, section)
+    _fill(type(old), given, f"[{section}]")
+    return dataclasses.replace(recipe, **{section: dataclasses.replace(old, **given)})

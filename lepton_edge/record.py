@@ -17,7 +17,7 @@ from lepton_edge.device import Device
 from lepton_edge.errors import LeptonError
 from lepton_edge.launch import python_path
 from lepton_edge.recipe import Recipe
-from lepton_edge.samples import Feeds
+from lepton_edge.run_feeds import Feeds
 from lepton_edge.stages import Answers, Model, Road, Source
 
 SCHEMA = "lepton-edge.run/1"

@@ -72,13 +72,17 @@ def _files(kind: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Format:
-    """One model format: how its bytes are recognised, and which files belong to a model."""
+    """One model format: how its bytes are recognised, and which files belong to a model.
+
+    Files with a suffix in ``follow`` have the name of the main file and are renamed with it.
+    """
 
     name: str
     suffix: str
     recognise: Callable[[Path, bytes], bool]
     files: Callable[[Path], Sequence[Path]]
     summary: str
+    follow: tuple[str, ...] = ()
 
 
 @cache
@@ -89,9 +93,8 @@ def _format(file: Path) -> Format:
     try:
         spec.loader.exec_module(module)
         summary = (module.__doc__ or "").split("\n", 1)[0].rstrip(".")
-        return Format(
-            file.stem, module.SUFFIX, module.recognise, getattr(module, "files", lambda path: [path]), summary
-        )
+        files, follow = getattr(module, "files", lambda path: [path]), getattr(module, "FOLLOW", ())
+        return Format(file.stem, module.SUFFIX, module.recognise, files, summary, follow)
     except (SyntaxError, ImportError, AttributeError) as e:
         raise LeptonError(f"{file}: cannot be read as a format ({e})", "repair or remove the file") from e
 

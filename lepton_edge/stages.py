@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,13 @@ from typing import Any
 from lepton_edge import ports as wiring
 from lepton_edge import registry, store, verify
 from lepton_edge.artifact import Artifact, open_artifact, suffix
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
 from lepton_edge.ports import Ports
 from lepton_edge.progress import Silent
 from lepton_edge.registry import Runtime, Step
+from lepton_edge.texts import size
 
 
 @dataclass(frozen=True)
@@ -130,14 +132,21 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
             if "data" in step.options and feed is not None:
                 named["data"] = python_path(_feed_for(road, model, feed).folder)
             worker = road.workers.get(step.name, environ=step.environ)
-            result = worker.call(
-                "step",
-                road.progress.update,
-                file=python_path(step.file),
-                src=python_path(model.art.path),
-                dst=str(scratch / file),
-                options=named,
-            )
+            try:
+                result = worker.call(
+                    "step",
+                    road.progress.update,
+                    file=python_path(step.file),
+                    src=python_path(model.art.path),
+                    dst=str(scratch / file),
+                    options=named,
+                )
+            except WorkerError as e:
+                # Not every framework says so when a disk is full; some even crash.
+                if (free := shutil.disk_usage(scratch).free) < 3 * model.art.size_bytes:
+                    fix = "free some space, or choose another folder with LEPTON_EDGE_CACHE"
+                    raise WorkerError(e.message, f"only {size(free)} are free in {store.root()}: {fix}") from e
+                raise
             if not (scratch / file).exists():
                 raise LeptonError(f"{step.name} reported success and wrote no file", "this is a defect of the step")
             found = store.publish(key, scratch, file, result)
@@ -210,9 +219,11 @@ def answers(
 
 
 def reference(road: Road, source: Source, feed: Feed) -> Answers:
-    """The source model's own answers."""
+    """The source model's own answers. Raises LeptonError when they are not finite, or the labels do not fit them."""
     road.progress.stage(f"running the source model in {source.runtime.name} on {feed.count} samples")
-    return answers(road, source.model(), feed, runtime=source.runtime)
+    got = answers(road, source.model(), feed, runtime=source.runtime)
+    verify.check_reference(got.outputs, feed.label_array())
+    return got
 
 
 def judge(reference: Answers, candidate: Answers, labels: Any | None) -> dict:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,8 @@ def find(key_: str) -> tuple[Artifact, dict] | None:
 
 @contextmanager
 def aside(near: Path) -> Iterator[Path]:
-    """A scratch folder on the same file system as ``near``, gone afterwards whatever happens."""
+    """A scratch folder in ``near``, gone afterwards whatever happens; so are the folders made for it, when empty."""
+    missing = [p for p in (near, *near.parents) if not p.exists()]
     try:
         near.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=near))
@@ -107,6 +108,9 @@ def aside(near: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # not empty: then it is of use
+            for folder in missing:
+                folder.rmdir()
 
 
 def publish(key_: str, scratch: Path, file: str, result: dict) -> tuple[Artifact, dict]:

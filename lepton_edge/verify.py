@@ -48,6 +48,19 @@ def parity(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray], por
     }
 
 
+def check_reference(outputs: dict[str, np.ndarray], labels: np.ndarray | None) -> None:
+    """Raise LeptonError, before any work, when a reference output is not finite or a label lies outside the classes."""
+    for name, array in outputs.items():
+        for at in range(0, len(array), CHUNK):
+            if not np.isfinite(np.asarray(array[at : at + CHUNK], np.float64)).all():
+                raise LeptonError(
+                    f"the source model's own output '{name}' holds NaN or infinity on this data",
+                    "check the samples and the preprocessing",
+                )
+    if labels is not None:
+        score(outputs, labels)
+
+
 def _compare(ref: np.ndarray, out: np.ndarray, perm: tuple[int, ...] | None, name: str) -> dict:
     power = noise = cosines = 0.0
     biggest, same = 0.0, 0

@@ -232,7 +232,7 @@ def keras2_file(path, config):
     """An HDF5 file as Keras 2 writes it: the config in an attribute, weights in a group."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as f:
-        f.attrs["model_config"], f.attrs["keras_version"], f.attrs["backend"] = json.dumps(config), "2.15.0", "tensorflow"
+        f.attrs.update({"model_config": json.dumps(config), "keras_version": "2.15.0", "backend": "tensorflow"})
         f.create_group("model_weights").create_dataset("w", data=np.random.default_rng(0).random(5000))
     return path
 
@@ -436,8 +436,8 @@ def images(count=8):
 
 BAD_DATA = {
     "name": ({"picture": images(), "mask": images()}, "picture"),
-    "shape": ({"x": images()[:, :, :5]}, "3x5x8"),
-    "layout": ({"x": images().transpose(0, 2, 3, 1)}, "8x8x3"),
+    "shape": ({"x": images()[:, :, :5]}, "[3, 5, 8]"),
+    "layout": ({"x": images().transpose(0, 2, 3, 1)}, "[8, 8, 3]"),
     "text": ({"x": np.full((8, 3, 8, 8), "seven")}, "text"),
     "complex": ({"x": images().astype(np.complex64)}, "complex"),
     "double": ({"x": images().astype(np.float64) * 1e300}, "sample 0"),
@@ -580,18 +580,17 @@ def test_an_out_that_cannot_be_written(box, things, out):
     box.refused(*args, code=2 if out == "file" else 1, naming=out.removesuffix("/run"))
 
 
-@pytest.mark.parametrize("out", ["file/model.xml", "folder", "/proc/model.xml", "model.onnx"])
-def test_a_model_that_cannot_be_written(box, things, out):
+@pytest.mark.parametrize(
+    ("out", "code"), [("file/model.xml", 1), ("/proc/model.xml", 1), ("folder", 2), ("model.onnx", 2)]
+)
+def test_a_model_that_cannot_be_written(box, things, out, code):
     copy_of(things / "model.onnx", box.cwd)
     (box.cwd / "file").write_text("in the way")
     (box.cwd / "folder").mkdir()
     (box.cwd / "folder" / "kept.txt").write_text("kept")
-    got, _, err = box.run("convert", "model.onnx", "--to", "openvino", "--out", out)
-    error, _ = told(err)
-    assert got in (1, 2) and out.removesuffix("/model.xml") in error
-    assert tree(box.cwd).keys() == {"model.onnx", "file", "folder", "folder/kept.txt"}
+    args = ("convert", "model.onnx", "--to", "openvino", "--out", out)
+    box.refused(*args, code=code, naming=out.removesuffix("/model.xml"))
     assert (box.cwd / "file").read_text() == "in the way"
-    box.check_clean()
 
 
 def test_a_foreign_folder_is_left_alone(box, things):
@@ -671,14 +670,16 @@ def test_out_fills_up_in_the_middle_of_a_run(box, things, small_disk, kilobytes)
     args = ("compress", things / "model.onnx", "--data", things / "data.npz", "--to", "onnx", "--seconds", "0.1")
     error, hint = box.refused(*args, "--out", disk / "run", "--max-drop", "100")
     assert re.search(r"full|free|space", error + hint)
-    assert tree(disk) == {}
+    # What was measured is kept once it is whole; then only pictures of it may be missing.
+    assert tree(disk) == {} or json.loads((disk / "run" / "run.json").read_text())["candidates"]
 
 
 # --- kills and interrupts -----------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_while_it_measures(box, things):
-    process = box.start("bench", things / "model.onnx", "--seconds", "60")
+def test_a_worker_killed_while_it_measures(box, fake_model):
+    box.env["LEPTON_EDGE_PLUGINS"] = os.environ["LEPTON_EDGE_PLUGINS"]
+    process = box.start("bench", fake_model(fail="hang"))
     wait_for_line(process, "measuring latency")
     assert until(box.workers, 20)
     time.sleep(0.3)
@@ -686,14 +687,14 @@ def test_a_worker_killed_while_it_measures(box, things):
     out, err = process.communicate(timeout=60)
     error, hint = told(err)
     assert process.returncode == 1 and out == ""
-    assert "model.onnx" in error and "SIGKILL" in error and "memory" in hint
+    assert "model.fake" in error and "SIGKILL" in error and "memory" in hint
     box.check_clean()
 
 
 def test_a_step_killed_while_it_works(box, things, plugins):
     """A plug-in step that says when it runs: killed at once, so that nothing depends on timing."""
     box.env["LEPTON_EDGE_PLUGINS"] = os.environ["LEPTON_EDGE_PLUGINS"]
-    plugins("formats/slow.py", '"""Slow."""\nSUFFIX = ".slow"\ndef recognise(path, head):\n    return head == b"slow"\n')
+    plugins("formats/slow.py", 'SUFFIX = ".slow"\ndef recognise(path, head):\n    return head == b"slow"\n')
     plugins(
         "runtimes/slow.py",
         '"""Slow."""\nFORMATS = ("slow",)\ndef load(model, *, threads=1):\n    raise ValueError("never")\n',

@@ -121,7 +121,7 @@ def test_the_command_line_wins_over_the_recipe():
 
 
 def test_the_sample_recipe_is_valid():
-    from lepton_edge.sample import sample
+    from lepton_edge.demo import sample
 
     model, r = sample()
     assert model.is_file() and Path(r.data.calibration).is_file()

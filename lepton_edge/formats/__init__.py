@@ -1,4 +1,7 @@
-"""The model formats: one file each, with SUFFIX, ``recognise(path, head)`` and, when there is more than one file, ``files``."""
+"""The model formats: one file each, with SUFFIX and ``recognise(path, head)``.
+
+A format of more than one file also has ``files(path)`` and, for files named after the main one, FOLLOW (suffixes).
+"""
 
 from __future__ import annotations
 

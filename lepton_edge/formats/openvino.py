@@ -7,6 +7,7 @@ from pathlib import Path
 from lepton_edge.errors import LeptonError
 
 SUFFIX = ".xml"
+FOLLOW = (".bin",)
 
 
 def recognise(path: Path, head: bytes) -> bool:

@@ -233,7 +233,7 @@ def _names(interpreter: Any, ins: list[dict], outs: list[dict]) -> tuple[list[st
 def _spec(details: dict[str, Any], name: str) -> dict[str, Any]:
     signature = details.get("shape_signature")
     shape = signature if signature is not None and len(signature) else details["shape"]
-    spec = {
+    spec: dict[str, Any] = {
         "name": name,
         "shape": [None if d < 0 else int(d) for d in shape],
         "dtype": np.dtype(details["dtype"]).name if details["dtype"] is not np.bytes_ else "str",
