@@ -88,7 +88,7 @@ def table(run: dict) -> list[str]:
         f"fp32 top-1 {base['top1']:.4f} on {base['count']} samples; {machine['cpu']}, "
         f"{machine['cores']} cores ({' '.join(machine['isa'])}); {software}; 1 thread, batch 1; {run['created'][:10]}.",
         "",
-        "| candidate | top-1 | drop, points [95 %] | agreement | SQNR dB | bytes | p50 ms [95 %] | time against float |",
+        "| candidate | top-1 | drop, points [95 %] | agreement | SQNR dB | bytes | p50 ms [95 %] | time / float |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for c in run["candidates"]:
@@ -129,7 +129,8 @@ def write_page() -> None:
             "",
             "## Start-up",
             "",
-            f"`lepton-edge --help` takes {s['ratio_median']:.2f}x (from {s['ratio_min']:.2f}x to {s['ratio_max']:.2f}x) the time of "
+            f"`lepton-edge --help` takes {s['ratio_median']:.2f}x (from {s['ratio_min']:.2f}x to "
+            f"{s['ratio_max']:.2f}x) the time of "
             f'`python -c "import typer"`, {len(s["seconds"]["help"])} interleaved pairs.',
         ]
     (ROOT / "BENCHMARKS.md").write_text("\n".join(lines) + "\n")

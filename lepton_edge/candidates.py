@@ -113,11 +113,10 @@ def time(road: Road, judged: Sequence[Candidate], recipe: Recipe, threads: int) 
 
 def require_one(timed: Sequence[Candidate]) -> None:
     """Raise the first candidate's error when all of them failed."""
-    if timed and all(c.error for c in timed):
-        first = timed[0]
-        raise LeptonError(
-            f"none of the {len(timed)} candidates came out; {first.name}: {first.error.message}", first.error.hint
-        )
+    errors = [(c.name, c.error) for c in timed if c.error]
+    if errors and len(errors) == len(timed):
+        name, first = errors[0]
+        raise LeptonError(f"none of the {len(timed)} candidates came out; {name}: {first.message}", first.hint)
 
 
 def rows(timed: Sequence[Candidate], root: Path) -> list[dict]:

@@ -15,7 +15,7 @@ from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(
     name="lepton-edge",
-    help="Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX, OpenVINO; verify and measure.",
+    help="Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX, OpenVINO; verify, measure.",
     no_args_is_help=True,
     # Plain help: typer's rich help imports a Markdown engine and more, three times what the whole command costs.
     rich_markup_mode=None,

@@ -220,10 +220,11 @@ def require_float_parity(parity: dict, source: Source, target: str) -> None:
     sqnr = parity["sqnr_db"]
     if not verify.exact(parity) and (sqnr is None or sqnr < FLOAT_NOISE_DB):
         worst = min(parity["outputs"].items(), key=lambda kv: kv[1]["cosine"])[0]
-        figure = f"SQNR {sqnr:.1f} dB" if sqnr is not None else f"the source answers zeros, off by {parity['max_abs']:.3g}"
+        zeros = f"the source answers zeros, off by {parity['max_abs']:.3g}"
+        figure = f"SQNR {sqnr:.1f} dB" if sqnr is not None else zeros
         raise LeptonError(
-            f"{source.art.path.name}: the {target} model does not answer as the source does (output '{worst}': {figure}, "
-            f"at least {FLOAT_NOISE_DB:g} dB expected of a float conversion)",
+            f"{source.art.path.name}: the {target} model does not answer as the source does (output '{worst}': "
+            f"{figure}, at least {FLOAT_NOISE_DB:g} dB expected of a float conversion)",
             "nothing was written; try another route or report the model",
         )
 

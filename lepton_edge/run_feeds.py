@@ -58,7 +58,8 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
 
     def read(path: str, limit: int | None, role: str) -> Feed:
         road.progress.stage(f"reading {role} samples from {Path(path).name}")
-        opened = open_data(Path(path), source.inputs, preprocess, limit=limit, role=role, seed=recipe.compress.seed, classes=classes)
+        asked = {"limit": limit, "role": role, "seed": recipe.compress.seed, "classes": classes}
+        opened = open_data(Path(path), source.inputs, preprocess, **asked)
         warnings.extend(f"{role} data: {note}" for note in opened.notes)
         return write_feed(opened, road.folder(role) / "feed", road.progress.update)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lepton_edge.texts import DASH, db, interval, ms, number, percent, size, shorten
+from lepton_edge.texts import DASH, db, interval, ms, number, percent, shorten, size
 
 _GOOD, _BAD = "green", "red"
 

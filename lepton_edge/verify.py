@@ -73,7 +73,7 @@ def _compare(ref: np.ndarray, out: np.ndarray, perm: tuple[int, ...] | None, nam
             o = np.transpose(o, (0, *(int(i) + 1 for i in np.argsort(perm))))
         if o.size != r.size:
             raise LeptonError(
-                f"output '{name}' has shape {list(o.shape[1:])} a sample where the source model's has {list(r.shape[1:])}"
+                f"output '{name}' has shape {list(o.shape[1:])} a sample, the source model's has {list(r.shape[1:])}"
             )
         if not np.isfinite(o).all():
             raise (

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_a_hang_ends_after_the_silence(fake_model, tmp_path):
 def test_a_step_error_keeps_its_hint(plugins, tmp_path):
     file = plugins(
         "converters/a_to_b.py",
-        'from lepton_edge.errors import LeptonError\ndef run(src, dst):\n    raise LeptonError("m.a: no", hint="do this")\n',
+        "from lepton_edge.errors import LeptonError\n"
+        'def run(src, dst):\n    raise LeptonError("m.a: no", hint="do this")\n',
     )
     with Worker("a_to_b") as w, pytest.raises(LeptonError, match=r"^m\.a: no$") as e:
         w.call("step", file=str(file), src="x", dst="y", options={})
@@ -84,7 +86,8 @@ def test_a_step_error_keeps_its_hint(plugins, tmp_path):
 def test_chatter_on_stdout_does_not_break_the_protocol(plugins):
     file = plugins(
         "converters/a_to_b.py",
-        'import os\ndef run(src, dst):\n    print("hello")\n    os.system("echo from a child")\n    os.write(1, b"raw")\n    return {"notes": ["ä"]}\n',
+        'import os\ndef run(src, dst):\n    print("hello")\n    os.system("echo from a child")\n'
+        '    os.write(1, b"raw")\n    return {"notes": ["ä"]}\n',
     )
     with Worker("a_to_b") as w:
         assert w.call("step", file=str(file), src="x", dst="y", options={}) == {"notes": ["ä"]}
@@ -124,7 +127,6 @@ def test_a_worker_dies_with_its_parent(tmp_path):
 def _dead(pid):
     """Gone, or a zombie that nobody reaps where the test has no init process."""
     try:
-        with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
         return True

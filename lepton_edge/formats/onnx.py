@@ -10,6 +10,8 @@ from pathlib import Path
 from lepton_edge.errors import LeptonError
 
 SUFFIX = ".onnx"
+# TensorProto.external_data (field 13) with a StringStringEntryProto: 0a 08 "location" 12 <length> <value>
+EXTERNAL = rb"\x6a[\x80-\xff]{0,2}[\x00-\x7f]\x0a\x08location\x12([\x80-\xff]{0,2}[\x00-\x7f])"
 
 
 def recognise(path: Path, head: bytes) -> bool:
@@ -39,7 +41,7 @@ def recognise(path: Path, head: bytes) -> bool:
                     # Without ir_version before it, a length beyond the end is as likely text as a model.
                     if 1 in seen:
                         raise LeptonError(
-                            f"{path}: an ONNX model that is cut short (at byte {size:,} of at least {f.tell() + value:,})",
+                            f"{path}: an ONNX model, cut short ({size:,} of {f.tell() + value:,} bytes or more)",
                             "export or download the model again",
                         )
                     return False
@@ -69,10 +71,9 @@ def files(path: Path) -> list[Path]:
     with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
         if m.find(b"\x0a\x08location") < 0:
             return [path]
-        # StringStringEntryProto: 0a 08 "location" 12 <length> <value>
         names = {
-            m[at.end() + 1 : at.end() + 1 + m[at.end()]].decode("utf-8", "replace")
-            for at in re.finditer(rb"\x0a\x08location\x12", m)
+            m[at.end() : at.end() + _varint(io.BytesIO(at[1]))].decode("utf-8", "replace")
+            for at in re.finditer(EXTERNAL, m)
         }
     folder = path.parent.resolve()
     found = [path]

@@ -1,6 +1,5 @@
 """LiteRT (TensorFlow Lite) through ai-edge-litert."""
 
-# ruff: noqa: B905
 # zip() has no strict= on Python 3.9, where this file runs as well.
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """ONNX Runtime, one execution provider, no silent fallback."""
 
-# ruff: noqa: B905
 # zip() has no strict= on Python 3.9, where this file runs as well.
 
 from __future__ import annotations
@@ -51,9 +50,10 @@ def load(
     options.log_severity_level = 3
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if spinning else "0")
+    refusals: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_errors())
     try:
         session = ort.InferenceSession(model, options, providers=[provider])
-    except (RuntimeError, ValueError, *_errors()) as error:
+    except refusals as error:
         raise ValueError(f"{name}: ONNX Runtime cannot load it: {_one_line(error)}") from error
     session.disable_fallback()
     if session.get_providers()[0] != provider:

@@ -1,6 +1,5 @@
 """OpenVINO on one device, tuned for latency."""
 
-# ruff: noqa: B905
 # zip() has no strict= on Python 3.9, where this file runs as well.
 
 from __future__ import annotations
