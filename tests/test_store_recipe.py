@@ -94,7 +94,7 @@ def test_a_recipe_is_read_and_paths_are_relative_to_it():
         ("[compress]\nmax_drop = 'a'\n", "a number", ""),
         ("[compress]\nto = 'onnx'\n", "list of strings", "tflite"),
         ("[bench]\nrounds = 1.5\n", "a whole number", ""),
-        ("[bench]\nthreads = -1\n", "negative", ""),
+        ("[bench]\nthreads = -1\n", "from 0 up", ""),
         ("[prune]\nsparsty = 0.5\n", "unknown key 'sparsty'", "sparsity"),
         ("[preprocess]\npreset = 'imagnet'\n", "imagnet", "imagenet"),
         ("data = 3\n", "section", ""),

@@ -95,7 +95,8 @@ def input_specs(program: Any) -> tuple[list[dict[str, Any]], list[tuple[bool, An
         elif type(item.arg).__name__ == "ConstantArgument":
             slots.append((False, item.arg.value))
         else:
-            raise ValueError(f"input '{item.arg.name}' is a {type(item.arg).__name__}, only tensors are fed")
+            what = f"input '{item.arg.name}' is a {type(item.arg).__name__.removesuffix('Argument')}"
+            raise ValueError(f"{what}, only tensors are fed; export the model with a fixed value for it")
     return specs, slots
 
 
@@ -114,6 +115,8 @@ def output_specs(program: Any) -> list[dict[str, Any]]:
 
 
 def _spec(name: str, value: Any) -> dict[str, Any]:
+    if not _NUMPY.fullmatch(str(value.dtype)):
+        raise ValueError(f"'{name}' is {value.dtype}, which NumPy does not have; export the model in float32")
     shape = [d if isinstance(d, int) else None for d in value.shape]
     return {"name": name, "shape": shape, "dtype": str(value.dtype).removeprefix("torch.")}
 
@@ -158,18 +161,22 @@ _CALLS = {
     "sym": {"int", "float", "max", "min", "not", "ite", "sqrt", "sum", "log2"},
 }  # fmt: skip
 _SYMBOL = re.compile(r"(s|u|zf|zuf)\d+", re.ASCII)
-_TEXT = re.compile(r"(s|u|zf|zuf)\d+|[+-]?[\d.]+(e[+-]?\d+)?", re.ASCII)
-_ARITHMETIC = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.keyword, ast.Load, ast.operator,
-    ast.unaryop, ast.cmpop, ast.boolop,
-)  # fmt: skip
-_FUNCTIONS = {
-    "Max", "Min", "Mod", "PythonMod", "FloorDiv", "ModularIndexing", "Where", "CleanDiv", "CeilToInt",
-    "FloorToInt", "CeilDiv", "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv",
-    "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "Eq", "Ne", "Gt",
-    "Ge", "Lt", "Le", "And", "Or", "Not", "oo", "int_oo", "Symbol", "Integer", "Float", "Rational", "Add",
-    "Mul", "Pow",
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,3})?", re.ASCII)
+_LITERALS = {"Symbol": _SYMBOL, "Integer": _NUMBER, "Float": _NUMBER, "Rational": _NUMBER}
+_OPERATIONS = {
+    "Add", "Mul", "Pow", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "ModularIndexing",
+    "Where", "CeilToInt", "FloorToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "RoundDecimal", "ToFloat",
+    "IntTrueDiv", "FloatTrueDiv", "PowByNatural", "FloatPow", "LShift", "RShift", "Identity", "Abs", "floor",
+    "ceiling", "Piecewise", "ExprCondPair", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality",
+    "LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan", "And", "Or", "Not",
 }  # fmt: skip
+_POWERS = {"Pow", "PowByNatural", "FloatPow", "LShift"}
+_ASSUMPTIONS = {
+    "integer", "positive", "nonnegative", "negative", "nonpositive", "zero", "nonzero", "real", "finite", "even",
+    "odd", "rational", "extended_real", "commutative",
+}  # fmt: skip
+_NAMES = {"oo", "int_oo", "true", "false", "True", "False"}
+_NUMPY = re.compile(r"torch\.(bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128))")
 _TREES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
@@ -229,8 +236,7 @@ def _clean_program(document: dict[str, Any]) -> dict[str, Any]:
     module = document["graph_module"]
     _clean_node(module["graph"])
     _clean_node(module["signature"])
-    for symbol in document["range_constraints"]:
-        _check(_IDENTIFIER, symbol, "symbol")
+    ranges = document["range_constraints"]
     root = next(call for call in module["module_call_graph"] if call["fqn"] == "")
     signature = root["signature"]
     for argument in signature.get("forward_arg_names") or ():
@@ -251,7 +257,7 @@ def _clean_program(document: dict[str, Any]) -> dict[str, Any]:
             "treespec_namedtuple_fields": {},
         },
         "opset_version": document["opset_version"],
-        "range_constraints": document["range_constraints"],
+        "range_constraints": {k: v for k, v in ranges.items() if _SYMBOL.fullmatch(k)},
         "schema_version": document["schema_version"],
         "verifiers": document.get("verifiers", []),
         "torch_version": document.get("torch_version", "<=2.4"),
@@ -316,25 +322,66 @@ def _check_operator(target: Any) -> None:
 
 
 def _check_expression(text: Any) -> None:
-    """A size such as `2*s77 + 1` or `Add(Symbol('s77', integer=True), Integer(1))`: sympy evaluates it."""
+    """A size such as `2*s77 + 1` or `Add(Symbol('s77', integer=True), Integer(1))`: sympy evaluates its text.
+
+    So the text may only be sums, products, comparisons and the functions that torch.export writes, over
+    symbols, numbers and nothing else, and no power with a large exponent, which would take for ever.
+    """
     try:
-        tree = ast.parse(text, mode="eval") if len(text) <= 2000 else None
-    except (SyntaxError, TypeError):
+        tree = ast.parse(text, mode="eval").body if len(text) <= 100_000 else None
+    except (SyntaxError, TypeError, ValueError, MemoryError):
         tree = None
-    if tree is None or not all(_is_arithmetic(node) for node in ast.walk(tree)):
+    if tree is None or not _is_arithmetic(tree):
         raise ValueError(f"odd size expression {str(text)[:60]!r} in it, which could run code")
 
 
 def _is_arithmetic(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
+        return _is_function(node)
     if isinstance(node, ast.Name):
-        return node.id in _FUNCTIONS or bool(_SYMBOL.fullmatch(node.id))
+        return node.id in _NAMES or bool(_SYMBOL.fullmatch(node.id))
     if isinstance(node, ast.Constant):
-        if isinstance(node.value, str):
-            return bool(_TEXT.fullmatch(node.value))
         return isinstance(node.value, (bool, int, float))
-    return isinstance(node, _ARITHMETIC)
+    if isinstance(node, ast.UnaryOp):
+        return _is_arithmetic(node.operand)
+    if isinstance(node, ast.BinOp):
+        if isinstance(node.op, (ast.Pow, ast.LShift)) and not _is_small(node.right):
+            return False
+        return _is_arithmetic(node.left) and _is_arithmetic(node.right)
+    if isinstance(node, ast.Compare):
+        plain = not any(isinstance(op, (ast.In, ast.NotIn, ast.Is, ast.IsNot)) for op in node.ops)
+        return plain and all(map(_is_arithmetic, (node.left, *node.comparators)))
+    return isinstance(node, ast.BoolOp) and all(map(_is_arithmetic, node.values))
+
+
+def _is_function(node: ast.Call) -> bool:
+    """`Add(a, b)` and the like of expressions, `Symbol('s0', integer=True)`, `Float('1.5', precision=53)`."""
+    name = node.func.id if isinstance(node.func, ast.Name) else ""
+    if literal := _LITERALS.get(name):
+        keys = _ASSUMPTIONS if name == "Symbol" else {"precision"} if name == "Float" else ()
+        values = [a.operand if isinstance(a, ast.UnaryOp) else a for a in node.args]
+        return (
+            bool(values)
+            and all(isinstance(v, ast.Constant) and literal.fullmatch(str(v.value)) for v in values)
+            and all(k.arg in keys and isinstance(k.value, ast.Constant) for k in node.keywords)
+            and all(k.value.value in range(1001) for k in node.keywords)
+        )
+    if name not in _OPERATIONS or node.keywords or not all(map(_is_arithmetic, node.args)):
+        return False
+    return name not in _POWERS or (len(node.args) == 2 and _is_small(node.args[1]))
+
+
+def _is_small(node: ast.AST) -> bool:
+    """Whether an exponent is a symbol, or a number below 100."""
+    if isinstance(node, ast.Call) and _is_function(node) and node.func.id in _LITERALS:
+        return node.func.id == "Symbol" or all(map(_is_small, node.args))
+    if isinstance(node, ast.UnaryOp):
+        return _is_small(node.operand)
+    if isinstance(node, ast.Name):
+        return bool(_SYMBOL.fullmatch(node.id))
+    value = getattr(node, "value", None)
+    is_number = isinstance(value, (int, float)) or (isinstance(value, str) and _NUMBER.fullmatch(value))
+    return isinstance(node, ast.Constant) and bool(is_number) and abs(float(value)) < 100
 
 
 def _clean_tree(spec: str, key: re.Pattern[str]) -> str:

@@ -131,23 +131,7 @@ def verify(
     for name, (source, perm, dtype) in inputs.items():
         shape = tuple(int(d) for d in details[name]["shape"]) if name in details else ()
         specs[source] = (_undo(shape, perm), dtype)
-    run, failure = session(model), "no trial"
-    for feeds in seeded_inputs(specs):
-        try:
-            wanted = dict(zip(names, run.run(names, feeds), strict=True))
-        except Exception as error:  # ONNX Runtime's errors share no public base: gentler integers come next
-            failure = " ".join(str(error).split())[:200]
-            continue
-        if any(v.dtype.kind == "f" and not np.isfinite(v).all() for v in wanted.values()):
-            failure = "the outputs are not finite"
-            kept = feeds, wanted
-            continue
-        kept = feeds, wanted
-        break
-    else:
-        if "kept" not in locals():
-            raise LeptonError(f"ONNX Runtime cannot run the model: {failure}", hint="check the ONNX file first")
-    feeds, wanted = kept
+    feeds, wanted = _trial(session(model), specs, names)
     given = {}
     for name, (source, perm, _) in inputs.items():
         if name in details:
@@ -176,6 +160,23 @@ def verify(
         worst["cosine"] = min(worst["cosine"], figures["cosine"])
         worst["max_abs"] = max(worst["max_abs"], figures["max_abs"])
     return worst
+
+
+def _trial(run: Any, specs: dict[str, tuple[tuple[int, ...], np.dtype]], names: list[str]) -> tuple[Feeds, Feeds]:
+    """The first seeded input that ONNX Runtime takes and that gives finite outputs, and those outputs."""
+    kept, failure = None, ""
+    for feeds in seeded_inputs(specs):
+        try:
+            wanted = dict(zip(names, run.run(names, feeds), strict=True))
+        except Exception as error:  # ONNX Runtime's errors share no public base: gentler integers come next
+            failure = " ".join(str(error).split())[:200]
+            continue
+        kept = feeds, wanted
+        if all(v.dtype.kind != "f" or np.isfinite(v).all() for v in wanted.values()):
+            break
+    if kept is None:
+        raise LeptonError(f"ONNX Runtime cannot run the model: {failure}", hint="check the ONNX file first")
+    return kept
 
 
 def _undo(shape: tuple[int, ...], perm: Perm | None) -> tuple[int, ...]:

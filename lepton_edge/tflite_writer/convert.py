@@ -16,10 +16,12 @@ from lepton_edge.tflite_writer.graph import Graph, Node
 from lepton_edge.tflite_writer.layout import Perm
 from lepton_edge.tflite_writer.load import expand, fix_inputs, input_dtype, optimise, read, to_graph
 from lepton_edge.tflite_writer.lower import LOWER, lower
+from lepton_edge.tflite_writer.quantize import quantize
 from lepton_edge.tflite_writer.table import operators
 
 _HINT = "export the model without these operators (replace or cut them off), or target ONNX or OpenVINO"
 _SQNR_DB = {False: 60.0, True: 30.0}  # float32 weights; float16 weights
+_INTEGER_DB = 12.0  # integer kernels round otherwise than QDQ in float; a wrong scale or axis is under 5 dB
 
 
 def convert(
@@ -33,6 +35,7 @@ def convert(
     fuse(graph)
     supported(graph, lower(graph))
     fold(graph)
+    integer = quantize(graph)
     emitter, inputs, outputs = emit(graph, float16=float16, keep_nchw=keep_nchw_inputs)
     ins = {name: view[0] for name, view in inputs.items()}
     outs = {name: view[0] for name, view in outputs.items()}
@@ -42,7 +45,7 @@ def convert(
         model,
         {n: (n, inputs[n][1], input_dtype(model, n)) for n in graph.inputs},
         {n: (n, view[1]) for n, view in outputs.items()},
-        _SQNR_DB[float16],
+        _INTEGER_DB if integer else _SQNR_DB[float16],
     )
     publish(data, dst)
     return {

@@ -94,7 +94,7 @@ def _times(links: Links, product: Node, matches) -> str | None:
 def _is_clip(links: Links, name: str, x: str) -> bool:
     """name is Clip(x + 3, 0, 6)."""
     clip = links.maker(name, "Clip", "Relu6")
-    if clip is None or _limits(links.graph, clip) != (0.0, 6.0):
+    if clip is None or limits_of(links.graph, clip) != (0.0, 6.0):
         return False
     return links.with_scalar(links.maker(clip.inputs[0], "Add"), 3.0) == x
 
@@ -279,11 +279,11 @@ def activations(graph: Graph) -> None:
 def _activation(graph: Graph, node: Node) -> str | None:
     if node.op == "Relu":
         return "RELU"
-    limits = _limits(graph, node) if node.op == "Clip" else None
+    limits = limits_of(graph, node) if node.op == "Clip" else None
     return {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}.get(limits)
 
 
-def _limits(graph: Graph, node: Node) -> tuple[float, float] | None:
+def limits_of(graph: Graph, node: Node) -> tuple[float, float] | None:
     """A Clip's constant limits; None when they are computed."""
     limits = [node.attrs.get("min", -math.inf), node.attrs.get("max", math.inf)]
     for i in (1, 2):
