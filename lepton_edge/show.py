@@ -15,7 +15,9 @@ _GOOD, _BAD = "green", "red"
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    # Into a file or a pipe there is no width to fit: nothing is wrapped or cut there.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
@@ -51,13 +53,13 @@ def run(record: dict, out: Path) -> None:
     title = f"{record['model']['name']} ({record['model']['format']}, {size(record['model']['size_bytes'])})"
     if base:
         title += f": top-1 {percent(base['top1'])} on {base['count']} samples"
-    table = _table(
-        "", "candidate", ">top-1", ">drop", ">SQNR dB", ">size", ">p50 ms", ">p95 ms", ">vs float", title=title
-    )
+    table = _table("candidate", ">top-1", ">drop", ">SQNR dB", ">size", ">p50 ms", ">p95 ms", ">vs float", title=title)
     for c in record["candidates"]:
         ratio = f"{c['ratio']['median']:.2f}x" if c["ratio"] else DASH
         mark = "*" if c["picked"] else "!" if c["status"] == "failed" else ""
-        table.add_row(mark, *_figures(c), ratio, style=_GOOD if c["picked"] else _BAD if mark else None)
+        table.add_row(
+            f"{mark:2}{c['name']}", *_figures(c), ratio, style=_GOOD if c["picked"] else _BAD if mark else None
+        )
     console.print(table)
     for c in record["candidates"]:
         if c["picked"]:
@@ -74,7 +76,6 @@ def run(record: dict, out: Path) -> None:
 def _figures(c: dict) -> list[str]:
     accuracy, latency, parity = c["accuracy"], c["latency"], c["parity"]
     return [
-        c["name"],
         percent(accuracy["top1"]) if accuracy else DASH,
         f"{c['drop_points']:+.2f}" if c["drop_points"] is not None else DASH,
         db(parity) if parity else DASH,

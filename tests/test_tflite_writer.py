@@ -468,3 +468,76 @@ def test_a_wrong_result_is_never_written(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(LeptonError, match="disagrees with ONNX Runtime at output 'y'"):
         written(tmp_path, one("Sin", [(2, 3)]))
     assert not (tmp_path / "m.tflite").exists()
+
+
+class Qdq:
+    """Builds a QDQ graph step by step."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind, self.nodes, self.consts = kind, [], {}
+
+    def around(self, name: str, scale: float, zero: int) -> str:
+        """Q and DQ of a float tensor."""
+        tag = f"{name}_{len(self.nodes)}"
+        self.consts |= {f"{tag}_s": np.float32(scale), f"{tag}_z": self.kind(zero)}
+        self.nodes.append(helper.make_node("QuantizeLinear", [name, f"{tag}_s", f"{tag}_z"], [f"{tag}_q"]))
+        self.nodes.append(helper.make_node("DequantizeLinear", [f"{tag}_q", f"{tag}_s", f"{tag}_z"], [f"{tag}_dq"]))
+        return f"{tag}_dq"
+
+    def weights(self, name: str, shape: tuple, axis: int) -> tuple[str, np.ndarray]:
+        """DQ of symmetric int8 weights with a scale per channel."""
+        scale = (0.01 + 0.01 * _RNG.random(shape[axis])).astype(np.float32)
+        self.consts |= {f"{name}_q": _RNG.integers(-127, 128, shape).astype(np.int8), f"{name}_s": scale}
+        self.consts[f"{name}_z"] = np.zeros(shape[axis], np.int8)
+        reads = [f"{name}_q", f"{name}_s", f"{name}_z"]
+        self.nodes.append(helper.make_node("DequantizeLinear", reads, [name], axis=axis))
+        return name, scale
+
+    def add(self, op: str, inputs: list[str], out: str, **attrs) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [out], **attrs))
+        return out
+
+    def built(self, inputs: dict, out: str):
+        self.nodes.append(helper.make_node("Identity", [out], ["y"]))
+        return model(self.nodes, inputs, ("y",), self.consts)
+
+
+def quantization(path: Path) -> list[tuple[list[float], list[int]]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    made = Interpreter(model_path=str(path), experimental_preserve_all_tensors=True)
+    found = [t["quantization_parameters"] for t in made.get_tensor_details()]
+    return [([float(s) for s in q["scales"]], [int(z) for z in q["zero_points"]]) for q in found if len(q["scales"])]
+
+
+@pytest.mark.parametrize(("kind", "shift"), [(np.uint8, 128), (np.int8, 0)])
+def test_qdq_convolution_is_an_integer_one_with_the_same_scales(tmp_path: Path, kind: type, shift: int) -> None:
+    g = Qdq(kind)
+    x = g.around("x", 0.02, 3 + shift)
+    w, scale = g.weights("w", (4, 3, 3, 3), 0)
+    g.consts["b"] = rand(4)
+    g.add("Relu", [g.add("Conv", [x, w, "b"], "c", pads=[1, 1, 1, 1])], "r")
+    result, ops = written(tmp_path, g.built({"x": (1, 3, 8, 8)}, g.around("r", 0.05, shift - 128)))
+    assert ops == ["QUANTIZE", "CONV_2D", "DEQUANTIZE"] and result["parity"]["sqnr_db"] > 30
+    found = quantization(tmp_path / "m.tflite")
+    assert ([float(np.float32(0.02))], [3]) in found and ([float(np.float32(0.05))], [-128]) in found
+    assert ([float(s) for s in scale], [0] * 4) in found
+
+
+def test_qdq_requantizes_where_tflite_fixes_a_scale(tmp_path: Path) -> None:
+    g = Qdq(np.int8)
+    a, b = g.around("x", 0.02, 0), g.around("z", 0.03, 5)
+    both = g.around(g.add("Concat", [a, b], "both", axis=1), 0.03, 5)
+    pooled = g.around(g.add("MaxPool", [both], "pooled", kernel_shape=[2, 2]), 0.03, 5)
+    soft = g.around(g.add("Softmax", [pooled], "soft", axis=1), 0.008, -120)
+    _, ops = written(tmp_path, g.built({"x": (1, 2, 4, 4), "z": (1, 2, 4, 4)}, soft))
+    assert ops.count("QUANTIZE") == 4 and "TRANSPOSE" not in ops  # two inputs, one operand, the softmax
+
+
+def test_qdq_leaves_other_operators_in_float(tmp_path: Path) -> None:
+    g = Qdq(np.uint8)
+    dense, _ = g.weights("w", (6, 4), 1)
+    first = g.around(g.add("MatMul", [g.around("x", 0.03, 120), dense], "m"), 0.05, 128)
+    last = g.around(g.add("Erf", [first], "e"), 0.01, 128)
+    _, ops = written(tmp_path, g.built({"x": (2, 6)}, last))
+    assert ops[:3] == ["QUANTIZE", "FULLY_CONNECTED", "DEQUANTIZE"] and ops[-2:] == ["QUANTIZE", "DEQUANTIZE"]

@@ -163,7 +163,7 @@ _IMAGE = {
 }  # fmt: skip
 _THROUGH = {
     "Add", "Sub", "Mul", "Div", "Relu", "Clip", "Pad", "Cast", "BatchNormalization", "Sigmoid", "Identity", "Concat",
-    "Slice", "Split", "InstanceNormalization", "QuantizeLinear", "DequantizeLinear", "LeakyRelu", "PRelu", "Max", "Min",
+    "Slice", "Split", "InstanceNormalization", "QuantizeLinear", "Requantize", "DequantizeLinear", "LeakyRelu", "PRelu", "Max", "Min",
     "Pow", "Sqrt", "Exp", "Log", "Tanh", "Abs", "Neg", "HardSwish", "HardSigmoid", "Transpose",
 }  # fmt: skip
 
@@ -174,7 +174,8 @@ def image_inputs(graph: Graph) -> set[str]:
     for name in graph.inputs:
         if len(graph.shapes[name]) != 4 or graph.shapes[name][1] == 0:
             continue
-        todo, seen = [(name, (0, 1, 2, 3))], set()
+        todo: list[tuple[str, tuple[int, ...]]] = [(name, (0, 1, 2, 3))]
+        seen: set[tuple[str, tuple[int, ...]]] = set()
         while todo:
             tensor, axes = todo.pop()
             for node in users.get(tensor, []):

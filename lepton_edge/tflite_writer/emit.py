@@ -42,7 +42,7 @@ class Emitter:
     def dtype(self, name: str) -> np.dtype:
         return self.graph.dtypes[name]
 
-    def value(self, name: str) -> np.ndarray | None:
+    def value(self, name: str) -> Any:
         """The constant's value in ONNX order, or None for a run-time tensor."""
         return self.graph.consts.get(name)
 
@@ -209,7 +209,8 @@ class Emitter:
         value = self.value(name)
         if value is not None:
             padded = layout.store(value.reshape((1,) * lead + value.shape), perm)
-            if self.quant(name) is None or len(self.quant(name).scale) == 1:
+            quant = self.quant(name)
+            if quant is None or len(quant.scale) == 1:
                 while padded.ndim and padded.shape[0] == 1:
                     padded = padded[0]
             return self.constant(padded, name, self.quant(name))

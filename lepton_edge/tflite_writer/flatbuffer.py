@@ -143,7 +143,8 @@ class Writer:
         return new
 
     def _codes(self, schema: Any) -> tuple[list[Any], dict[tuple[str, int], int]]:
-        table, index = [], {}
+        table: list[Any] = []
+        index: dict[tuple[str, int], int] = {}
         for op in self.operators:
             if (op.code, op.version) in index:
                 continue

@@ -35,7 +35,7 @@ def _static_shapes(graph: Graph) -> None:
             continue
         shape = graph.shapes[node.inputs[0]]
         if node.op == "EyeLike":
-            graph.consts[node.out] = np.eye(*shape, k=node.attrs.get("k", 0), dtype=graph.dtypes[node.out])
+            graph.consts[node.out] = np.eye(shape[0], shape[1], k=node.attrs.get("k", 0), dtype=graph.dtypes[node.out])
             continue
         start, end = node.attrs.get("start", 0), node.attrs.get("end", len(shape))
         part = shape[start:end] if node.op == "Shape" else int(np.prod(shape, dtype=np.int64))

@@ -16,6 +16,7 @@ import numpy as np
 from lepton_edge.tflite_writer.fold import sweep
 from lepton_edge.tflite_writer.graph import Graph, Node
 
+_CLIPS = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 _TAKES_ACTIVATION = {"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "MaxPool", "AveragePool"}
 
 
@@ -76,7 +77,7 @@ def _hard_swish_input(links: Links, node: Node) -> str | None:
     whole = links.scaled(node.out, 1 / 6)
     if whole is not None:  # (x * clip(x + 3)) / 6
         product = links.maker(whole, "Mul")
-        return product and _times(links, product, lambda name, x: _is_clip(links, name, x))
+        return _times(links, product, lambda name, x: _is_clip(links, name, x)) if product else None
     if node.op != "Mul":
         return None
     return _times(links, node, lambda name, x: _is_hard_sigmoid(links, name, x))
@@ -141,14 +142,14 @@ def _factors(links: Links, name: str, limit: int) -> list[str | float]:
     while len(factors) < limit:
         for k, f in enumerate(factors):
             node = links.maker(f, "Mul", "Div") if isinstance(f, str) else None
-            if node is None or (len(factors) > 1 and not links.alone(f)):
+            if node is None or (len(factors) > 1 and not links.alone(str(f))):
                 continue
             values = [links.graph.scalar(i) for i in node.inputs]
             if node.op == "Div" and not values[1]:
                 continue
             pair: list[str | float] = [n if v is None else v for n, v in zip(node.inputs, values, strict=True)]
             if node.op == "Div":
-                pair[1] = 1 / values[1]
+                pair[1] = 1 / (values[1] or 1.0)
             factors[k : k + 1] = pair
             break
         else:
@@ -280,7 +281,7 @@ def _activation(graph: Graph, node: Node) -> str | None:
     if node.op == "Relu":
         return "RELU"
     limits = limits_of(graph, node) if node.op == "Clip" else None
-    return {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}.get(limits)
+    return _CLIPS.get(limits) if limits else None
 
 
 def limits_of(graph: Graph, node: Node) -> tuple[float, float] | None:

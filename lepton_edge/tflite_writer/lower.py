@@ -33,7 +33,8 @@ class Steps:
     """Collects nodes; calling it adds one and returns its output's name."""
 
     def __init__(self, graph: Graph, node: Node) -> None:
-        self.graph, self.node, self.nodes = graph, node, []
+        self.graph, self.node = graph, node
+        self.nodes: list[Node] = []
 
     def __call__(self, op: str, inputs: list[str], shape: Any, dtype: Any = np.float32, **attrs: Any) -> str:
         out = self.graph.fresh(f"{self.node.out or self.node.name}_{op.lower()}", shape, dtype)
@@ -51,7 +52,7 @@ class Steps:
         outs = []
         for size in sizes:
             shape[axis] = size
-            outs.append(self.graph.fresh(f"{name}_part", shape, dtype))
+            outs.append(self.graph.fresh(f"{name}_part", tuple(shape), dtype))
         self.nodes.append(Node("Split", f"{self.node.name}/Split", [name], outs, {"axis": axis, "keep": 1}))
         return outs
 

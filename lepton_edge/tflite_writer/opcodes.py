@@ -84,8 +84,6 @@ def _depthwise(ins: Tensors, outs: Tensors, options: dict[str, Any]) -> int:
 
 
 def _fully_connected(ins: Tensors, outs: Tensors, options: dict[str, Any]) -> int:
-    if _is(ins[0], "int8") and ins[1].quant is not None and len(ins[1].quant.scale) > 1:
-        return 12  # a runtime without scales per channel must refuse the file, not misread it
     if len(ins) < 3 or ins[2] is None:
         return 6
     if options.get("keepNumDims"):
@@ -192,7 +190,7 @@ _SINCE: dict[tuple[str, int], str] = {
     ("CONV_3D", 1): "2.5.0", ("RESIZE_BILINEAR", 3): "2.2.0", ("RESIZE_NEAREST_NEIGHBOR", 3): "2.3.0",
     ("ARG_MAX", 3): "2.9.0", ("ARG_MIN", 3): "2.9.0", ("LOG", 2): "2.12.0", ("RSQRT", 2): "2.5.0",
     ("STRIDED_SLICE", 4): "2.1.0", ("FULLY_CONNECTED", 6): "2.1.0", ("REDUCE_ALL", 1): "2.6.0",
-    ("BITWISE_XOR", 1): "2.14.0", ("FULLY_CONNECTED", 12): "2.17.0", ("ATAN2", 1): "2.10.0",
+    ("BITWISE_XOR", 1): "2.14.0", ("ATAN2", 1): "2.10.0",
 }  # fmt: skip
 
 

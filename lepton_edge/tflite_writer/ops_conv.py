@@ -19,10 +19,10 @@ ACTIVATION = {"": "NONE", "RELU": "RELU", "RELU6": "RELU6", "RELU_N1_TO_1": "REL
 class Window:
     """A sliding window in two dimensions (H, W); `pads` are (top, left, bottom, right)."""
 
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    pads: tuple[int, int, int, int]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
 
 
 def image_perm(rank: int) -> Perm:
@@ -57,7 +57,7 @@ def auto_pads(node: Node, size: Any, kernel: Any, strides: Any, dilations: Any) 
     return begins + ends
 
 
-def padding(w: Window, size: tuple[int, int]) -> str | None:
+def padding(w: Window, size: tuple[int, ...]) -> str | None:
     """'VALID' or 'SAME' when TFLite's own padding equals the pads, else None."""
     if not any(w.pads):
         return "VALID"
@@ -70,7 +70,7 @@ def padding(w: Window, size: tuple[int, int]) -> str | None:
     return "SAME"
 
 
-def pad_image(e: Emitter, index: int, pads: tuple[int, int, int, int], value: float = 0.0) -> int:
+def pad_image(e: Emitter, index: int, pads: tuple[int, ...], value: float = 0.0) -> int:
     """An NHWC tensor with explicit pads around H and W; negative ones crop."""
     t = e.writer.tensors[index]
     crop = [max(-p, 0) for p in pads]

@@ -69,7 +69,7 @@ def _cast(e: Emitter, index: int, dtype: type) -> int:
 def variadic(code: str):
     """Sum, Max, Min over any number of operands."""
 
-    def apply(e: Emitter, n: Node) -> None:
+    def apply(e: Emitter, n: Node) -> Any:
         perm, rank = e.common(n.inputs, e.rank(n.out)), e.rank(n.out)
         operands, wide = [e.operand(x, perm, rank) for x in n.inputs], _wider(e, n.inputs[0])
         if wide is not None:
@@ -119,7 +119,7 @@ def start(e: Emitter, n: Node) -> tuple[int, Maths]:
     return index, Maths(e, index)
 
 
-def clip(e: Emitter, n: Node) -> None:
+def clip(e: Emitter, n: Node) -> Any:
     """Clip as RELU, RELU6, RELU_N1_TO_1, or MAXIMUM and MINIMUM."""
     low, high = bounds(e, n)
     code = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}.get((low, high))
@@ -279,7 +279,7 @@ def gelu(e: Emitter, n: Node) -> None:
     unary("GELU", approximate=n.attrs.get("approximate", "none") == "tanh")(e, n)
 
 
-def prelu(e: Emitter, n: Node) -> None:
+def prelu(e: Emitter, n: Node) -> Any:
     """PRelu: LEAKY_RELU for one slope, PRELU for slopes along the last stored axis, else written out."""
     slope = e.value(n.inputs[1])
     if slope is not None and slope.size == 1:
@@ -291,12 +291,13 @@ def prelu(e: Emitter, n: Node) -> None:
     stored = e.writer.tensors[index].shape
     if slope is not None and len(stored) == 1 and stored[0] == e.stored(n.out, perm)[-1]:
         row = e.reshape(index, (*[1] * (len(perm) - 2), *stored))
-        return e.emit("PRELU", [e.get(n.inputs[0], perm), row], n.out, perm) and None
+        e.emit("PRELU", [e.get(n.inputs[0], perm), row], n.out, perm)
+        return
     x, m = start(e, n)
     m.done(n, "ADD", m("RELU", x), m("MUL", m("MINIMUM", x, 0.0), index))
 
 
-def power(e: Emitter, n: Node) -> None:
+def power(e: Emitter, n: Node) -> Any:
     """Pow; constant exponents 2, 1/2, -1/2, -1, 1 and 3 have cheaper operators."""
     exponent = e.value(n.inputs[1])
     plain = exponent is not None and exponent.size == 1 and e.shape(n.out) == e.shape(n.inputs[0])
@@ -321,7 +322,7 @@ def power(e: Emitter, n: Node) -> None:
     binary(e, "POW", names, n)
 
 
-def modulo(e: Emitter, n: Node) -> None:
+def modulo(e: Emitter, n: Node) -> Any:
     """Mod: FLOOR_MOD follows the divisor's sign; fmod follows the dividend's."""
     if not n.attrs.get("fmod", 0):
         return binary(e, "FLOOR_MOD", n.inputs, n)
@@ -340,7 +341,7 @@ def modulo(e: Emitter, n: Node) -> None:
     binary(e, "MUL", [rest, sign], n)
 
 
-def divide(e: Emitter, n: Node) -> None:
+def divide(e: Emitter, n: Node) -> Any:
     """Div; a constant float divisor multiplies by its inverse where that is exact (powers of two)."""
     divisor = e.value(n.inputs[1])
     if divisor is not None and divisor.dtype == np.float32 and divisor.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def gemm(e: Emitter, n: Node) -> None:
     matrix = weights if n.attrs.get("transB") else weights.T
     if alpha != 1:
         matrix = (matrix * alpha).astype(weights.dtype)
-    constant = e.value(addend) if addend else None
+    constant: Any = e.value(addend) if addend else None
     row = constant is not None and constant.size in (1, units) and (constant.ndim < 2 or constant.shape[0] == 1)
     bias = None
     if row:

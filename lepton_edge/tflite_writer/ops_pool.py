@@ -11,7 +11,7 @@ from lepton_edge.tflite_writer.graph import Node
 from lepton_edge.tflite_writer.ops_conv import Window, image_perm, pad_image, padding, window
 
 
-def _prepare(e: Emitter, n: Node) -> tuple[Window, tuple[int, int], tuple[int, int]]:
+def _prepare(e: Emitter, n: Node) -> tuple[Window, tuple[int, ...], tuple[int, ...]]:
     """The window, with pads extended to what ceil_mode reads, and input and output sizes."""
     x = n.inputs[0]
     rank = e.rank(x)
@@ -31,7 +31,7 @@ def _prepare(e: Emitter, n: Node) -> tuple[Window, tuple[int, int], tuple[int, i
     return w, size, (out[0], out[1])
 
 
-def _covered(w: Window, size: tuple[int, int], mode: str) -> tuple[int, int]:
+def _covered(w: Window, size: tuple[int, ...], mode: str) -> tuple[int, ...]:
     """TFLite's output size."""
     if mode == "SAME":
         return -(-size[0] // w.strides[0]), -(-size[1] // w.strides[1])
@@ -67,7 +67,7 @@ def _lowest(dtype: np.dtype) -> float:
     return float(np.finfo(dtype).min) if dtype.kind == "f" else float(np.iinfo(dtype).min)
 
 
-def _shifted_max(e: Emitter, index: int, w: Window, out: tuple[int, int]) -> int:
+def _shifted_max(e: Emitter, index: int, w: Window, out: tuple[int, ...]) -> int:
     t, best = e.writer.tensors[index], -1
     shape = (t.shape[0], *out, t.shape[3])
     for i, j in itertools.product(range(w.kernel[0]), range(w.kernel[1])):
@@ -108,7 +108,7 @@ def average_pool(e: Emitter, n: Node) -> None:
     e.emit("MUL", [pooled, factor], n.out, perm, fusedActivationFunction=n.attrs.get("fused", "NONE"))
 
 
-def _counts(n: Node, w: Window, size: tuple[int, int], out: tuple[int, int], pads: tuple[int, ...]) -> np.ndarray:
+def _counts(n: Node, w: Window, size: tuple[int, ...], out: tuple[int, ...], pads: tuple[int, ...]) -> np.ndarray:
     """How many pixels ONNX divides by, for every output pixel [H, W]."""
     include = n.attrs.get("count_include_pad", 0)
     axes = []

@@ -34,7 +34,7 @@ def reshape(e: Emitter, n: Node) -> None:
             e.put(n.out, e.reshape(e.get(x, perm), after, n.out), layout.identity(len(after)))
             return
     perm = layout.gather_blocks(before, e.perm(x), after)
-    target = layout.reshape(before, perm, after)
+    target = layout.reshape(before, perm, after) or layout.identity(len(after))
     e.put(n.out, e.reshape(e.get(x, perm), e.stored(n.out, target), n.out), target)
 
 
@@ -102,7 +102,7 @@ def slice_(e: Emitter, n: Node) -> None:
     """Slice with constant bounds: SLICE, or STRIDED_SLICE where steps differ from one (REVERSE_V2 for -1)."""
     x = n.inputs[0]
     shape, rank = e.shape(x), e.rank(x)
-    starts, ends = e.ints(n, "starts", 1), e.ints(n, "ends", 2)
+    starts, ends = e.ints(n, "starts", 1) or [], e.ints(n, "ends", 2) or []
     axes = e.ints(n, "axes", 3) or list(range(len(starts)))
     steps = e.ints(n, "steps", 4) or [1] * len(starts)
     ranges = [range(d) for d in shape]
@@ -147,7 +147,9 @@ def expand(e: Emitter, n: Node) -> None:
     """Expand and its like: BROADCAST_TO."""
     rank, x = e.rank(n.out), n.inputs[0]
     if e.shape(x) == e.shape(n.out):
-        return [e.put(n.out, i, p) for p, i in list(e.views[x].items())] and None
+        for stored, view in list(e.views[x].items()):
+            e.put(n.out, view, stored)
+        return
     perm = e.common([x], rank)
     index = e.operand(x, perm, rank)
     shape = e.stored(n.out, perm)
@@ -169,7 +171,7 @@ def tile(e: Emitter, n: Node) -> None:
 def pad(e: Emitter, n: Node) -> None:
     """Pad: constant, reflect (MIRROR_PAD), edge and wrap (slices joined); negative pads crop."""
     x, rank = n.inputs[0], e.rank(n.inputs[0])
-    amounts = e.ints(n, "pads", 1) or e.ints(n, "paddings")
+    amounts = e.ints(n, "pads", 1) or e.ints(n, "paddings") or []
     axes = [a % rank for a in (e.ints(n, "axes", 3) or range(rank))]
     before, after = [0] * rank, [0] * rank
     for k, axis in enumerate(axes):

@@ -80,9 +80,9 @@ def _absorb(graph: Graph, links: Links, node: Node) -> list[Node] | None:
     after = _only_quantizer(graph, links, node)
     if after is None:
         return None
-    sources = [_source(graph, links, name) for name in node.inputs]
+    sources = [_source(graph, links, name) for name in node.inputs]  # "" where it isn't a DQ's output
     target = graph.quant[after.out]
-    if graph.dtypes[after.out] != np.int8 or len(target.scale) > 1 or sources[0] is None:
+    if graph.dtypes[after.out] != np.int8 or len(target.scale) > 1 or not sources[0]:
         return None
     if node.op in _WEIGHTED:
         return _weighted(graph, node, sources, after)
@@ -114,15 +114,15 @@ def _only_quantizer(graph: Graph, links: Links, node: Node) -> Node | None:
     return user if user.op == "QuantizeLinear" and user.inputs[0] == outs[0] else None
 
 
-def _source(graph: Graph, links: Links, name: str) -> str | None:
-    """The int8 tensor behind a DQ's output."""
+def _source(graph: Graph, links: Links, name: str) -> str:
+    """The int8 or int32 tensor behind a DQ's output, or an empty name."""
     maker = links.maker(name, "DequantizeLinear") if name else None
     if maker is None or graph.dtypes[maker.inputs[0]] not in (np.int8, np.int32):
-        return None
+        return ""
     return maker.inputs[0]
 
 
-def _flat(graph: Graph, names: list[str | None]) -> bool:
+def _flat(graph: Graph, names: list[str]) -> bool:
     """Whether all are int8 with one scale for the whole tensor."""
     return all(n and graph.dtypes[n] == np.int8 and len(graph.quant[n].scale) == 1 for n in names)
 
@@ -153,10 +153,10 @@ def _joined(graph: Graph, node: Node, sources: list[str], after: Node) -> list[N
     return [*before, *_finish(graph, node, names, after)]
 
 
-def _weighted(graph: Graph, node: Node, sources: list[str | None], after: Node) -> list[Node] | None:
+def _weighted(graph: Graph, node: Node, sources: list[str], after: Node) -> list[Node] | None:
     """Conv, ConvTranspose, Gemm and MatMul with constant symmetric weights and an int32 bias."""
     x, w = sources[0], sources[1]
-    if not _flat(graph, [x]) or w is None or graph.dtypes[w] != np.int8:
+    if not _flat(graph, [x]) or not w or graph.dtypes[w] != np.int8:
         return None
     if w not in graph.consts:
         return _finish(graph, node, [x, w], after) if node.op == "MatMul" and _flat(graph, [w]) else None
@@ -190,11 +190,11 @@ def _channels_fit(node: Node, weights: np.ndarray, quant: Quant) -> bool:
     return len(quant.scale) == 1 or quant.axis == outputs
 
 
-def _bias(graph: Graph, node: Node, sources: list[str | None], scale: np.ndarray, units: int) -> str | None:
+def _bias(graph: Graph, node: Node, sources: list[str], scale: np.ndarray, units: int) -> str | None:
     """An int32 bias constant with scale input * weight; None when the bias isn't constant."""
     if not node.has(2):
         value = np.zeros(units, np.int32)
-    elif sources[2] is not None:
+    elif sources[2]:
         stored = graph.consts.get(sources[2])
         if stored is None:
             return None
