@@ -28,27 +28,23 @@ def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 18) -> dict:
         program = load_program(src)
         inputs = [spec["name"] for spec in input_specs(program)[0]]
         outputs = [spec["name"] for spec in output_specs(program)]
+        values = _values(program, outputs)
     except ValueError as error:
         raise LeptonError(str(error), hint="save the model with torch.export.save in a recent PyTorch") from error
     size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     if size >= _LIMIT:
         raise LeptonError(f"{name}: {size / 2**30:.1f} GiB of weights do not fit one ONNX file (2 GiB)")
+    options = {"opset_version": opset, "input_names": inputs, "output_names": values}
     try:
-        exported = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=opset,
-            input_names=inputs,
-            output_names=outputs,
-            verbose=False,
-        )
+        proto = _export(torch, program, options)
     except Exception as error:  # torch.onnx raises its own errors, which wrap any exception of a translation
         raise LeptonError(
             f"{name}: torch.onnx cannot export it: {_reason(error)}",
             hint="the operator it names has no ONNX form at this opset; or change the model",
         ) from error
-    proto = exported.model_proto
+    tensors = [v for v in proto.graph.output if v.name in outputs]
+    del proto.graph.output[:]
+    proto.graph.output.extend(tensors)
     named = [v.name for v in proto.graph.input], [v.name for v in proto.graph.output]
     if named != (inputs, outputs):
         raise LeptonError(f"{name}: torch.onnx changed its inputs or outputs: {named[0]} -> {named[1]}")
@@ -60,6 +56,26 @@ def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 18) -> dict:
         "notes": [f"batch fixed to {fixed_batch}"] if fixed else [],
         "opset": opset,
     }
+
+
+def _export(torch: Any, program: Any, options: dict[str, Any]) -> Any:
+    """The ONNX model; when an operator has no translation as it is, that of the program in core operators."""
+    try:
+        return torch.onnx.export(program, (), dynamo=True, verbose=False, **options).model_proto
+    except Exception as first:
+        try:
+            core = program.run_decompositions()
+            return torch.onnx.export(core, (), dynamo=True, verbose=False, **options).model_proto
+        except Exception:  # the operator that the model itself calls is the one to name
+            raise first from first.__cause__
+
+
+def _values(program: Any, tensors: list[str]) -> list[str]:
+    """Names of all that the program gives back: its tensors, and sizes among them, which ONNX drops here."""
+    names = iter(tensors)
+    kinds = [s.arg for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
+    given = [a for a in kinds if type(a).__name__ != "ConstantArgument"]
+    return [next(names) if type(a).__name__ == "TensorArgument" else a.name for a in given]
 
 
 def _save(proto: Any, dst: str) -> None:

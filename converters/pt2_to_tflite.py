@@ -77,6 +77,9 @@ def _convert(module: Any, samples: dict[str, Any], dst: str, name: str) -> None:
             litert_torch.convert(module, sample_kwargs=samples).export(aside)
             interpreter = Interpreter(aside, num_threads=1)
             interpreter.allocate_tensors()
+            places = [detail["index"] for detail in interpreter.get_output_details()]
+            if len(set(places)) != len(places):
+                raise ValueError("two of its outputs are one tensor, which a TFLite file cannot name twice")
             del interpreter
         except Exception as error:  # litert-torch lets through whatever a lowering raises
             raise LeptonError(
@@ -91,6 +94,7 @@ def _wrap(program: Any, slots: list, specs: list[dict], image_in: set[str], imag
     import torch
 
     inner = program.module(check_guards=False)
+    _gather_nearest(inner)
     outputs = [spec["name"] for spec in specs]
 
     class Wrapped(torch.nn.Module):
@@ -109,6 +113,37 @@ def _wrap(program: Any, slots: list, specs: list[dict], image_in: set[str], imag
             return {n: t.permute(0, 2, 3, 1) if n in image_out else t for n, t in zip(outputs, tensors, strict=True)}
 
     return Wrapped()
+
+
+def _gather_nearest(module: Any) -> None:
+    """Nearest resizes by other than whole factors become gathers of rows and columns.
+
+    litert-torch writes them with half-pixel centres, where PyTorch takes floor(i * scale); the two agree for
+    whole factors only. The rows are found by resizing their numbers.
+    """
+    import torch
+
+    graph = module.graph
+    for node in list(graph.find_nodes(op="call_function", target=torch.ops.aten.upsample_nearest2d.vec)):
+        before, after = node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
+        if not all(isinstance(n, int) for n in (*before, *after)) or not any(
+            b % a for a, b in zip(before, after, strict=True)
+        ):
+            continue
+        value = node.args[0]
+        for axis in (2, 3):
+            numbers = torch.arange(before[axis - 2], dtype=torch.float32).reshape(
+                [-1 if i == axis else 1 for i in range(4)]
+            )
+            grid = numbers.expand(1, 1, *before)
+            rows = node.target(grid, *node.args[1:], **node.kwargs).select(5 - axis, 0).flatten().long()
+            name = f"_{node.name}_{axis}"
+            module.register_buffer(name, rows)
+            with graph.inserting_before(node):
+                value = graph.call_function(torch.ops.aten.index_select.default, (value, axis, graph.get_attr(name)))
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
+    module.recompile()
 
 
 def _sample(torch: Any, spec: dict[str, Any], is_image: bool) -> Any:

@@ -42,6 +42,9 @@ class Worker:
             "LEPTON_EDGE_PARENT": str(os.getpid()),
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "0"),
+            # OpenVINO and NNCF send usage data to their makers from the first import on, unless in a CI job.
+            "CI": "true",
+            "NNCF_CI": "1",
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._temp),
             **(environ or {}),

@@ -66,7 +66,7 @@ class Session:
             if feeds[name].dtype != dtype:
                 raise ValueError(f"input '{name}' takes {dtype}, got {feeds[name].dtype}")
         flat = [
-            torch.from_numpy(np.require(feeds[slot], requirements=["C", "W"])) if is_tensor else slot
+            torch.from_numpy(np.array(feeds[slot], order="C")) if is_tensor else slot  # copied: ops may be in place
             for is_tensor, slot in self._slots
         ]
         args, kwargs = self._unflatten(flat, self._tree)
@@ -108,7 +108,7 @@ def output_specs(program: Any) -> list[dict[str, Any]]:
         if item.kind.name == "USER_OUTPUT" and type(item.arg).__name__ == "TensorArgument"
     ]
     specs = [_spec(name, values[name]) for name in names]
-    if len(set(names)) != len(names):
+    if len(set(names)) != len(names) or set(names) & set(program.graph_signature.user_inputs):
         for i, spec in enumerate(specs):
             spec["name"] = f"{spec['name']}_{i}"
     return specs
@@ -140,9 +140,33 @@ def load_program(model: str) -> Any:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     try:
-        return torch.export.load(clean)
+        program = torch.export.load(clean)
     except Exception as error:  # torch raises its own SerializeError, AssertionError, KeyError, RuntimeError
         raise ValueError(f"{name}: PyTorch cannot load it: {_one_line(error)}") from error
+    if why := _not_for_inference(program):
+        raise ValueError(f"{name}: {why}")
+    return program
+
+
+def _not_for_inference(program: Any) -> str:
+    """Why the outputs would depend on chance, on other samples or on earlier runs; "" when they do not."""
+    training = "it was exported in training mode ({}): call model.eval() before torch.export.export"
+    buffers = program.graph_signature.inputs_to_buffers
+    changed = list(program.graph_signature.buffers_to_mutate.values())
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        given = dict(zip((a.name for a in schema.arguments), node.args), **node.kwargs)
+        kind = schema.name.split("::")[-1]
+        if "dropout" in kind and given.get("train") and given.get("p"):
+            return training.format("its dropout is random")
+        if kind == "batch_norm" and given.get("training") and given.get("running_mean") is not None:
+            return training.format("its batch normalisation uses the batch")
+        first = node.args[0] if node.args else None
+        if schema.is_mutable and getattr(first, "name", None) in buffers:
+            changed.append(buffers[first.name])
+    return f"it changes its own buffer '{changed[0]}' when it runs, so runs would differ" if changed else ""
 
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)

@@ -163,7 +163,8 @@ _IMAGE = {
 }  # fmt: skip
 _THROUGH = {
     "Add", "Sub", "Mul", "Div", "Relu", "Clip", "Pad", "Cast", "BatchNormalization", "Sigmoid", "Identity", "Concat",
-    "Slice", "Split", "InstanceNormalization", "QuantizeLinear", "Requantize", "DequantizeLinear", "LeakyRelu", "PRelu", "Max", "Min",
+    "Slice", "Split", "InstanceNormalization", "QuantizeLinear", "Requantize", "DequantizeLinear", "LeakyRelu", "PRelu",
+    "Max", "Min",
     "Pow", "Sqrt", "Exp", "Log", "Tanh", "Abs", "Neg", "HardSwish", "HardSigmoid", "Transpose",
 }  # fmt: skip
 

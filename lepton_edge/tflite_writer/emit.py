@@ -76,7 +76,7 @@ class Emitter:
     # -- tensors
     def constant(self, value: np.ndarray, name: str = "const", quant: Quant | None = None) -> int:
         """A constant tensor exactly as given (float32 ones become float16 on request)."""
-        value = np.ascontiguousarray(value)
+        value = np.asarray(value, order="C")  # ascontiguousarray would give a scalar an axis
         key = (value.tobytes() if value.nbytes <= 4096 else id(value), value.shape, value.dtype.str, quant)
         if key in self._consts:
             return self._consts[key]

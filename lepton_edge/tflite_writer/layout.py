@@ -32,7 +32,7 @@ def stored_shape(shape: Shape, perm: Perm) -> Shape:
 def store(value: np.ndarray, perm: Perm) -> np.ndarray:
     """A constant rearranged into the given order."""
     moved = value.transpose([p for p in perm if p >= 0])
-    return np.ascontiguousarray(moved.reshape(stored_shape(value.shape, perm)))
+    return np.asarray(moved.reshape(stored_shape(value.shape, perm)), order="C")
 
 
 def solid(shape: Shape, perm: Perm) -> Perm:

@@ -227,9 +227,15 @@ def take(e: Emitter, index: int, positions: np.ndarray, axis: int) -> int:
 
 
 def space_to_depth(e: Emitter, n: Node) -> None:
-    """SpaceToDepth; TFLite has ONNX's channel order."""
-    perm = (0, 2, 3, 1)
-    e.emit("SPACE_TO_DEPTH", [e.get(n.inputs[0], perm)], n.out, perm, blockSize=n.attrs["blocksize"])
+    """SpaceToDepth; TFLite has ONNX's channel order, CRD order (opset 28) sorts them afterwards."""
+    perm, block = (0, 2, 3, 1), n.attrs["blocksize"]
+    index = e.get(n.inputs[0], perm)
+    if n.attrs.get("mode", "DCR") != "CRD":
+        e.emit("SPACE_TO_DEPTH", [index], n.out, perm, blockSize=block)
+        return
+    made = e.add("SPACE_TO_DEPTH", [index], e.stored(n.out, perm), e.dtype(n.out), blockSize=block)
+    channels = e.shape(n.inputs[0])[1]
+    e.put(n.out, take(e, made, np.arange(channels * block**2).reshape(-1, channels).T.reshape(-1), 3), perm)
 
 
 def depth_to_space(e: Emitter, n: Node) -> None:
