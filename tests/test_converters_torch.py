@@ -222,3 +222,132 @@ def test_free_sizes_are_refused_for_tflite(tmp_path):
     path = export(tmp_path / "m.pt2", Mean(), (torch.ones(1, 5, 3),), dynamic_shapes=({1: length},))
     with pytest.raises(LeptonError, match="'x' has free sizes"):
         step("pt2_to_tflite").run(path, str(tmp_path / "m.tflite"))
+
+
+# ---- free sizes, and programs of odd shapes ----------------------------------------------------------------
+
+
+class Lookup(torch.nn.Module):
+    """A dict and keywords in; an input, a number and tensors out; 3-D attention and an in-place operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.dense = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 24)
+
+    def forward(self, feats, *, scale):
+        x = torch.nn.functional.pad(self.embed(feats["ids"]), (0, 0, 0, -feats["ids"].shape[1] % 4))
+        q, k, v = self.dense(x).chunk(3, -1)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return {"y": y * scale.relu_(), "ids": feats["ids"], "rows": y.shape[1]}
+
+
+def test_free_sizes_load_run_and_convert(tmp_path):
+    batch, length = torch.export.Dim("batch", max=8), torch.export.Dim("length", min=2, max=64)
+    args = {"feats": {"ids": torch.ones(2, 6, dtype=torch.int64)}, "scale": torch.ones(2, 1, 1)}
+    shapes = {"feats": {"ids": {0: batch, 1: length}}, "scale": {0: batch}}
+    module = Lookup()
+    path = export(tmp_path / "lookup.pt2", module, (), kwargs=args, dynamic_shapes=shapes)
+    session = needs("torch").load(path)
+    assert [(s["name"], s["shape"]) for s in session.inputs] == [
+        ("feats_ids", [None, None]),
+        ("scale", [None, 1, 1]),
+    ]
+    step("pt2_to_onnx").run(path, str(tmp_path / "m.onnx"))
+    converted = needs("onnxruntime").load(str(tmp_path / "m.onnx"))
+    check_names({"inputs": session.inputs, "outputs": session.outputs}, converted)
+    for count in (5, 9):
+        ids, scale = np.arange(count)[None], np.full((1, 1, 1), -2, np.float32)
+        feeds = {"feats_ids": ids, "scale": -scale}
+        want = module({"ids": torch.from_numpy(ids)}, scale=torch.full((1, 1, 1), 2.0))["y"].detach().numpy()
+        for runner in (session, converted):
+            got = list(runner.run(feeds).values())
+            np.testing.assert_allclose(got[0], want, atol=1e-5)
+            np.testing.assert_array_equal(got[1], ids)
+        session.run({"feats_ids": ids, "scale": scale})
+        assert scale[0, 0, 0] == -2  # the in-place operator worked on a copy
+
+
+def test_sizes_that_are_multiples_load_and_convert(tmp_path):
+    half = torch.export.Dim("half", min=2, max=30)
+    shapes = ({0: torch.export.Dim("batch"), 2: 2 * half},)
+    path = export(tmp_path / "m.pt2", torch.nn.Conv1d(3, 4, 3, 2, 1), (torch.ones(2, 3, 8),), dynamic_shapes=shapes)
+    x = np.ones((1, 3, 10), np.float32)
+    want = next(iter(needs("torch").load(path).run({"input": x}).values()))
+    step("pt2_to_onnx").run(path, str(tmp_path / "m.onnx"))
+    got = next(iter(needs("onnxruntime").load(str(tmp_path / "m.onnx")).run({"input": x}).values()))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_only_sizes_are_evaluated():
+    check = needs("torch")._check_expression
+    for text in (
+        "Symbol('s40', positive=True, integer=True)",
+        "Max(Integer(1), Add(FloorDiv(Add(Symbol('s0'), Integer(-1)), Integer(2)), Integer(1)))",
+        "FloatPow(ToFloat(Symbol('s27', integer=True)), Float('0.5', precision=53))",
+        "StrictGreaterThan(Symbol('u0', integer=True), Integer(1))",
+        "Pow(Symbol('s0'), Rational(1, 2))",
+        "2*s77 + 1",
+        "-int_oo",
+    ):
+        check(text)
+    for text in (
+        *("__import__('os')", "s0.x", "s0[0]", "[s0]", "lambda: 1", "(s0:=1)", "s0 in s1", "f'{s0}'", "'s0'"),
+        *("Symbol('os.system')", "Symbol('s0', foo=True)", "Symbol(f's0')", "Symbol('s0')('x')", "Symbol"),
+        *("Add(*[1])", "Add('s0')", "Add(s0, evaluate=False)", "Integer('9'*9)", "Float('nan')", "sympify(s0)"),
+        *("9**9999", "Pow(Integer(9), Add(Integer(99), Integer(99)))", "1<<999", "2**1j", "Float('1e9999')"),
+        *("Float('1', precision=99999999)", "(" * 5000 + "1" + ")" * 5000, "", 5, None),
+    ):
+        with pytest.raises((ValueError, RecursionError), match=r"odd size expression|recursion"):
+            check(text)
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "dropout", "counter"])
+def test_programs_that_are_not_for_inference_are_refused(tmp_path, kind):
+    class Counter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("runs", torch.zeros(1))
+
+        def forward(self, x):
+            self.runs.add_(1)
+            return x + self.runs
+
+    module, why = {
+        "batch norm": (torch.nn.BatchNorm1d(3).train(), "training mode"),
+        "dropout": (torch.nn.Dropout(0.5).train(), "training mode"),
+        "counter": (Counter().eval(), "its own buffer 'runs'"),
+    }[kind]
+    torch.export.save(torch.export.export(module, (torch.ones(2, 3),)), tmp_path / "m.pt2")
+    with pytest.raises(LeptonError, match=rf"m\.pt2: .*{why}"):
+        step("pt2_to_onnx").run(str(tmp_path / "m.pt2"), str(tmp_path / "m.onnx"))
+    assert files(tmp_path) == ["m.pt2"]
+
+
+def test_types_numpy_lacks_and_numbers_as_inputs_are_named(tmp_path):
+    class Tall(torch.nn.Module):
+        def forward(self, x, n):
+            return x.repeat(n, 1)
+
+    odd = export(tmp_path / "odd.pt2", torch.nn.ReLU(), (torch.ones(1, 3, dtype=torch.bfloat16),))
+    free = torch.export.Dim.DYNAMIC
+    tall = export(tmp_path / "tall.pt2", Tall(), (torch.ones(2, 3), 4), dynamic_shapes=(None, free))
+    for path, why in ((odd, "bfloat16"), (tall, "'n' is a SymInt")):
+        with pytest.raises(ValueError, match=why):
+            needs("torch").load(path)
+
+
+@pytest.mark.slow
+def test_nearest_resizes_by_any_factor_are_exact_in_tflite(tmp_path):
+    pytest.importorskip("litert_torch")
+
+    class Resize(torch.nn.Module):
+        def forward(self, image):
+            return torch.nn.functional.interpolate(image, size=(4, 9))
+
+    path = export(tmp_path / "m.pt2", Resize(), (torch.ones(1, 3, 8, 6),))
+    told = step("pt2_to_tflite").run(path, str(tmp_path / "m.tflite"))
+    want = next(iter(needs("torch").load(path).run({"image": image(1)}).values()))
+    feed = image(1).transpose(told["inputs"][0]["perm"]) if told["inputs"][0]["perm"] else image(1)
+    got = next(iter(needs("litert").load(str(tmp_path / "m.tflite")).run({"image": feed.copy()}).values()))
+    want = want.transpose(told["outputs"][0]["perm"]) if told["outputs"][0]["perm"] else want
+    np.testing.assert_array_equal(got, want)
