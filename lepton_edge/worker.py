@@ -99,10 +99,15 @@ def _load(state: dict, request: dict, progress) -> dict:
     state["session"] = session
     return {
         "load_ms": (_clock() - start) / 1e6,
-        "inputs": session.inputs,
-        "outputs": session.outputs,
+        "inputs": [_real(spec) for spec in session.inputs],
+        "outputs": [_real(spec) for spec in session.outputs],
         "info": session.info,
     }
+
+
+def _real(spec: dict) -> dict:
+    """A quantized port as users see it: real numbers go in and come out, whatever is stored."""
+    return {**spec, "dtype": "float32", "stored": spec["dtype"]} if "quantization" in spec else spec
 
 
 def _open_feed(folder: str):
@@ -117,10 +122,31 @@ def _open_feed(folder: str):
     return feed["count"], arrays
 
 
-def _sample(arrays: dict, i: int) -> dict:
+def _sample(session, arrays: dict, i: int) -> dict:
+    """Sample ``i`` as the session takes it: quantized where its input is, without a batch axis for a scalar."""
     import numpy as np
 
-    return {name: np.ascontiguousarray(a[i : i + 1]) for name, a in arrays.items()}
+    feeds = {}
+    for spec in session.inputs:
+        value = np.ascontiguousarray(arrays[spec["name"]][i : i + 1])
+        if "quantization" in spec:
+            scale, zero_point = spec["quantization"]
+            limits = np.iinfo(spec["dtype"])
+            value = np.clip(np.round(value / scale) + zero_point, limits.min, limits.max).astype(spec["dtype"])
+        feeds[spec["name"]] = value.reshape(()) if spec["shape"] == [] else value
+    return feeds
+
+
+def _answers(session, feeds: dict) -> dict:
+    """What the session answers, quantized outputs as the real numbers they stand for."""
+    import numpy as np
+
+    values = session.run(feeds)
+    for spec in session.outputs:
+        if "quantization" in spec:
+            scale, zero_point = spec["quantization"]
+            values[spec["name"]] = (values[spec["name"]].astype(np.float32) - zero_point) * np.float32(scale)
+    return values
 
 
 def _predict(state: dict, request: dict, progress) -> dict:
@@ -131,7 +157,7 @@ def _predict(state: dict, request: dict, progress) -> dict:
     count, arrays = _open_feed(request["feed"])
     files: dict = {}
     for i in range(count):
-        for k, (name, value) in enumerate(session.run(_sample(arrays, i)).items()):
+        for k, (name, value) in enumerate(_answers(session, _sample(session, arrays, i)).items()):
             value = np.asarray(value)
             value = value[0] if value.ndim and value.shape[0] == 1 else value
             if i == 0:
@@ -163,7 +189,7 @@ def _create(path: str, dtype, shape: tuple):
 def _bench_start(state: dict, request: dict, progress) -> dict:
     """First inference, then warm up until the median of a window stops falling (or the time is up)."""
     count, arrays = _open_feed(request["feed"])
-    state["samples"] = [_sample(arrays, i) for i in range(min(count, request["keep"]))]
+    state["samples"] = [_sample(state["session"], arrays, i) for i in range(min(count, request["keep"]))]
     state["next"] = 0
     first = _timed(state, 1)[0]
     window, best, warm = 5, None, [first]

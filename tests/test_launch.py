@@ -47,6 +47,29 @@ def test_predict_writes_an_array_an_output(fake_model, tmp_path):
     assert gone(w.pid)
 
 
+def test_quantized_ports_are_fed_and_read_as_real_numbers(plugins, tmp_path):
+    file = plugins(
+        "runtimes/q.py",
+        "class S:\n"
+        "    inputs = [{'name': 'x', 'shape': [1, 4], 'dtype': 'int8', 'quantization': [0.5, -1]}]\n"
+        "    outputs = [{'name': 'y', 'shape': [1, 4], 'dtype': 'int8', 'quantization': [0.25, 3]}]\n"
+        "    info = {}\n"
+        "    def run(self, feeds):\n"
+        "        assert feeds['x'].dtype == 'int8'\n"
+        "        return {'y': feeds['x'].copy()}\n"
+        "def load(model):\n    return S()\n",
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    with Worker("q") as w:
+        loaded = w.call("load", file=str(file), model="m", options={})
+        w.call("predict", feed=write_feed(tmp_path / "feed"), out=str(out))
+    assert loaded["inputs"][0]["dtype"] == "float32" and loaded["inputs"][0]["stored"] == "int8"
+    x = np.load(tmp_path / "feed" / "x.npy")
+    stored = np.clip(np.round(x / 0.5) - 1, -128, 127)
+    np.testing.assert_allclose(np.load(out / "0.npy"), (stored - 3) * 0.25)
+
+
 def test_a_crash_is_one_line_with_the_signal(fake_model, tmp_path):
     with Worker("running the model") as w:
         w.call("load", file=runtime_file(), model=str(fake_model(fail="crash")), options={})

@@ -1,7 +1,5 @@
 """A deterministic stand-in for tests: a linear map described by a small JSON file, which can also fail."""
 
-# zip() has no strict= on Python 3.9, where this file runs as well.
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """Keras (.keras and .h5) models, run as they are: the reference every conversion is compared with."""
 
-# zip() has no strict= on Python 3.9, where this file runs as well.
-
 from __future__ import annotations
 
 import json

@@ -1,7 +1,5 @@
 """LiteRT (TensorFlow Lite) through ai-edge-litert."""
 
-# zip() has no strict= on Python 3.9, where this file runs as well.
-
 from __future__ import annotations
 
 from importlib import metadata

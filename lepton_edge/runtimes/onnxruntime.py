@@ -1,7 +1,5 @@
 """ONNX Runtime, one execution provider, no silent fallback."""
 
-# zip() has no strict= on Python 3.9, where this file runs as well.
-
 from __future__ import annotations
 
 from pathlib import Path

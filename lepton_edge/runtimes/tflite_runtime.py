@@ -1,7 +1,5 @@
 """tflite-runtime, the older TensorFlow Lite package that fielded devices run."""
 
-# zip() has no strict= on Python 3.9, where this file runs as well.
-
 from __future__ import annotations
 
 import struct

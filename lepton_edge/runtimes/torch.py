@@ -1,7 +1,5 @@
 """PyTorch exported programs (.pt2), read without running anything the file says."""
 
-# zip() has no strict= on Python 3.9, where this file runs as well.
-
 from __future__ import annotations
 
 import ast

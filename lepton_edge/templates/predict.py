@@ -101,8 +101,25 @@ class Model:
                 spec, sample = specs[port["name"]], batches[port["source"]][i : i + 1]
                 sample = sample if not port["perm"] else sample.transpose(port["perm"])
                 sample = sample if spec["shape"] else sample.reshape(())
-                feeds[port["name"]] = np.ascontiguousarray(self._core.cast(sample, spec["dtype"]))
-            yield self._session.run(feeds)
+                feeds[port["name"]] = np.ascontiguousarray(self._stored(sample, spec))
+            yield self._real(self._session.run(feeds))
+
+    def _stored(self, sample, spec: dict):
+        """Real numbers as an input stores them."""
+        if "quantization" not in spec:
+            return self._core.cast(sample, spec["dtype"])
+        scale, zero_point = spec["quantization"]
+        limits = np.iinfo(spec["dtype"])
+        return np.clip(np.round(sample / scale) + zero_point, limits.min, limits.max).astype(spec["dtype"])
+
+    def _real(self, outputs: dict) -> dict:
+        """Quantized outputs as the real numbers they stand for."""
+        for spec in self._session.outputs:
+            if "quantization" in spec:
+                scale, zero_point = spec["quantization"]
+                stored = outputs[spec["name"]].astype(np.float32)
+                outputs[spec["name"]] = (stored - zero_point) * np.float32(scale)
+        return outputs
 
     def top(self, outputs: dict, count: int = 5):
         """The best classes of each sample, [{"index", "label", "score"}], or None where there are none."""
