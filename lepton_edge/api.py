@@ -15,7 +15,6 @@ from lepton_edge import candidates, record, registry, run_feeds, rundir, stages
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
-from lepton_edge.plan import plan
 from lepton_edge.progress import Silent
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
@@ -77,14 +76,13 @@ def convert(
     if out.resolve() == model.resolve():
         raise UsageError(f"{out}: the output would overwrite the model itself", "choose another file with --out")
     check_place(out, target)
+    if art.format == target and not verbs:
+        raise UsageError(f"{model}: is {target} already", "choose another format with --to")
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
-        steps = plan(art.format, target, verbs, registry.steps())
-        if not steps:
-            raise UsageError(f"{model}: is {target} already", "choose another format with --to")
         source = stages.load_source(road, model)
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=not verbs)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
-        result = stages.apply_all(road, source.model(), steps, options, feeds.by_verb())
+        result = stages.travel(road, source.model(), target, verbs, options, feeds.by_verb())
         reference = stages.reference(road, source, feeds.evaluation)
         road.progress.stage(f"verifying the {target} model on {feeds.evaluation.count} samples")
         got = stages.answers(road, result, feeds.evaluation)

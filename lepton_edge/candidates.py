@@ -11,7 +11,6 @@ from lepton_edge import bench, registry, stages
 from lepton_edge.artifact import copy_artifact, suffix
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed
-from lepton_edge.plan import plan
 from lepton_edge.recipe import Recipe
 from lepton_edge.stages import Answers, Model, Road, Source
 
@@ -45,15 +44,13 @@ def schemes(recipe: Recipe) -> list[tuple[str, tuple[str, ...]]]:
 
 def make(road: Road, source: Source, formats: Sequence[str], recipe: Recipe, feeds: dict[str, Feed]) -> list[Candidate]:
     """Make every scheme in every format; one that fails keeps its error and stops no other."""
-    known = registry.steps()
     options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
     made = []
     for scheme, verbs in schemes(recipe):
         for format_ in formats:
             candidate = Candidate(format_, scheme, verbs)
             try:
-                steps = plan(source.art.format, format_, verbs, known)
-                model = stages.apply_all(road, source.model(), steps, options, feeds)
+                model = stages.travel(road, source.model(), format_, verbs, options, feeds)
                 made.append(replace(candidate, model=model))
             except LeptonError as e:
                 made.append(replace(candidate, error=e))

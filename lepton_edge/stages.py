@@ -17,6 +17,7 @@ from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
+from lepton_edge.plan import plan
 from lepton_edge.ports import Ports
 from lepton_edge.progress import Silent
 from lepton_edge.registry import Runtime, Step
@@ -173,16 +174,42 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
     )
 
 
-def apply_all(
-    road: Road, model: Model, steps: Sequence[Step], options: dict[str, dict], feeds: dict[str, Feed]
+def travel(
+    road: Road, start: Model, target: str, verbs: Sequence[str], options: dict[str, dict], feeds: dict[str, Feed]
 ) -> Model:
-    """Run ``steps`` in order; ``options`` and ``feeds`` are by verb."""
-    for step in steps:
-        chosen = {k: v for k, v in options.get(step.verb, {}).items() if k in step.options}
-        if "seed" in step.options:
-            chosen.setdefault("seed", road.seed)
-        model = apply(road, model, step, chosen, feeds.get(step.verb))
-    return model
+    """Bring ``start`` to the ``target`` format with ``verbs`` applied; ``options`` and ``feeds`` are by verb.
+
+    Where a conversion fails and there is another way round it, that is taken, and the artefact's record says so.
+    Raises the first failure when no way leads there.
+    """
+    known, failures = registry.steps(), []
+    while True:
+        try:
+            steps = plan(start.art.format, target, tuple(verbs), known)
+        except LeptonError as no_way:
+            raise (failures[0][1] if failures else no_way) from None
+        model, failed = start, None
+        for step in steps:
+            try:
+                model = apply(road, model, step, _options(step, options, road), feeds.get(step.verb))
+            except LeptonError as e:
+                failures.append((step, e))
+                failed = step
+                break
+        if failed is None:
+            notes = [f"{step.name} failed ({e.message}), so another way was taken" for step, e in failures]
+            detours = [{"step": "detour", "seconds": 0.0, "cached": False, "options": {}, "notes": [n]} for n in notes]
+            return replace(model, steps=(*detours, *model.steps))
+        if failed.verb != "convert":
+            raise failures[0][1]
+        known = [s for s in known if s.name != failed.name]
+
+
+def _options(step: Step, options: dict[str, dict], road: Road) -> dict:
+    chosen = {k: v for k, v in options.get(step.verb, {}).items() if k in step.options}
+    if "seed" in step.options:
+        chosen.setdefault("seed", road.seed)
+    return chosen
 
 
 def _feed_for(road: Road, model: Model, feed: Feed, specs: list[dict] | None = None) -> Feed:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lepton_edge import api, registry
+from lepton_edge import api, registry, store
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, MissingExtra, UsageError
 from lepton_edge.recipe import Data, Recipe
@@ -109,6 +109,28 @@ def test_a_model_that_answers_differently_is_never_picked(fakes, tmp_path):
     run = api.compress(model, tmp_path / "run", recipe)
     assert run["picked"] == "fake2-float32"
     assert "drops" in run["candidates"][1]["reason"] or run["candidates"][1]["drop_points"] < 0
+
+
+def test_another_way_is_taken_where_a_conversion_fails(fakes, plugins, tmp_path):
+    model, recipe = fakes
+    plugins("formats/mid.py", FORMAT.replace("fake2", "mid").replace("FAKE2", "MID"))
+    plugins("converters/fake_to_mid.py", CONVERTER.replace("FAKE2", "MID"))
+    plugins(
+        "converters/mid_to_fake2.py",
+        "import pathlib\ndef run(src, dst):\n"
+        "    pathlib.Path(dst).write_text('FAKE2' + pathlib.Path(src).read_text()[3:])\n",
+    )
+    bad = "from lepton_edge.errors import LeptonError\ndef run(src, dst):\n    raise LeptonError('no operator Foo')\n"
+    plugins("converters/fake_to_fake2.py", bad)
+    registry._read.cache_clear()
+    made = api.convert(model, "fake2", tmp_path / "out.fake2", recipe)
+    assert [s["step"] for s in made["steps"]] == ["detour", "fake_to_mid", "mid_to_fake2"]
+    assert "no operator Foo" in made["steps"][0]["notes"][0]
+    plugins("converters/mid_to_fake2.py", bad.replace("Foo", "Bar"))
+    registry._read.cache_clear()
+    store._code.cache_clear()
+    with pytest.raises(LeptonError, match="Foo"):
+        api.convert(model, "fake2", tmp_path / "out.fake2", recipe)
 
 
 def test_a_dropped_in_device_is_known(plugins):
