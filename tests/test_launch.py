@@ -128,6 +128,13 @@ def test_steps_of_one_environment_share_a_worker():
         assert workers.get("d") is not first
 
 
+def test_the_peak_memory_is_the_workers_own():
+    ballast = np.ones(60_000_000, np.uint8)  # in this process, which starts the worker
+    with Worker("usage") as w:
+        assert 5 < w.call("usage")["peak_rss_mb"] < 40
+    assert ballast[0] == 1
+
+
 def test_a_worker_dies_with_its_parent(tmp_path):
     import subprocess
     import sys
