@@ -70,9 +70,10 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
     if "prune" in verbs and data.training:
         training = read(data.training, None, "training")
     if verbs and evaluated != data.evaluation:
-        warnings.append("accuracy is measured on samples that compression has seen: give unseen ones with --eval")
+        what = "accuracy" if evaluation.labels else "nearness to the source model"
+        warnings.append(f"{what} is measured on samples that compression has seen: give unseen ones with --eval")
     elif calibration and calibration.sha256 == evaluation.sha256:
-        warnings.append("calibration and evaluation samples are the same: accuracy is not that on unseen data")
+        warnings.append("calibration and evaluation samples are the same: figures are not those on unseen data")
     if evaluation.count < 100:
         warnings.append(f"only {evaluation.count} evaluation samples: a few points of accuracy are noise")
     return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))

@@ -24,7 +24,8 @@ def open_outputs(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 def parity(reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray], ports: Ports) -> dict:
     """Compare each output with the source model's.
 
-    Per output and over all: ``max_abs``; ``cosine`` (mean over samples); ``sqnr_db`` = 10 log10(sum ref^2 /
+    Per output and over all: ``max_abs``; ``cosine`` (mean over samples; of a single number a sample, that of all
+    samples as one vector, for alone it would only tell the sign); ``sqnr_db`` = 10 log10(sum ref^2 /
     sum (ref - out)^2), None when they are equal; ``agreement`` = share of samples with the same top-1 (for
     vectors of two or more; None for other outputs). Arrays [count, ...], any real dtype.
     Raises LeptonError when shapes cannot be matched or an output is not finite.
@@ -66,6 +67,7 @@ def _compare(ref: np.ndarray, out: np.ndarray, perm: tuple[int, ...] | None, nam
     biggest, same = 0.0, 0
     count = len(ref)
     vector = ref.ndim == 2 and ref.shape[1] > 1
+    gathered: list[tuple[np.ndarray, np.ndarray]] | None = [] if count and ref[0].size == 1 else None
     for at in range(0, count, CHUNK):
         r = np.asarray(ref[at : at + CHUNK], np.float64)
         o = np.asarray(out[at : at + CHUNK], np.float64)
@@ -86,9 +88,15 @@ def _compare(ref: np.ndarray, out: np.ndarray, perm: tuple[int, ...] | None, nam
         power += float((r * r).sum())
         noise += float((diff * diff).sum())
         biggest = max(biggest, float(np.abs(diff).max(initial=0.0)))
-        cosines += float(_cosines(r, o).sum())
+        if gathered is None:
+            cosines += float(_cosines(r, o).sum())
+        else:
+            gathered.append((r, o))
         if vector:
             same += int((r.argmax(1) == o.argmax(1)).sum())
+    if gathered is not None:
+        r, o = (np.concatenate(side).reshape(1, -1) for side in zip(*gathered, strict=True))
+        cosines = count * float(_cosines(r, o)[0])
     return {
         "max_abs": biggest,
         "cosine": cosines / count,

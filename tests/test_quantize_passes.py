@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import numpy as np
 import pytest
@@ -226,3 +227,19 @@ def test_a_transformer_on_token_ids_in_all_formats(tmp_path):
             assert any("attention found" in note for note in told["notes"])
         want, got = (next(iter(s.run(arrays).values())) for s in (float_, needs(name).load(target)))
         assert sqnr(want, got) > 15, kind
+
+
+def test_openvino_auto_keeps_the_ranges_that_answer_nearer(tmp_path):
+    step = quantize("openvino").run
+    shapes = {name: array.shape for name, array in write_convnet(tmp_path / "m.onnx").items()}
+    to_ir(tmp_path / "m.onnx", tmp_path / "m.xml")
+    rng = np.random.default_rng(0)  # heavy tails: the two ranges differ
+    data = feed(tmp_path / "feed", {k: rng.standard_t(2, s).astype(np.float32) for k, s in shapes.items()})
+    made = {}
+    for ranges in ("auto", "minmax", "average"):
+        figures = step(str(tmp_path / "m.xml"), str(tmp_path / f"{ranges}.xml"), data=data, ranges=ranges)
+        made[ranges] = (tmp_path / f"{ranges}.bin").read_bytes(), figures["notes"]
+    kept = "minmax" if "ranges: minmax" in made["auto"][1][0] else "average"
+    assert made["auto"][0] == made[kept][0] != made["average" if kept == "minmax" else "minmax"][0]
+    errors = dict(re.findall(r"(minmax|average) ([0-9.e-]+)", made["auto"][1][1].split("model:")[1]))
+    assert float(errors[kept]) == min(map(float, errors.values()))

@@ -37,6 +37,13 @@ def test_a_transposed_output_is_compared_in_the_layout_of_the_source():
     assert p["sqnr_db"] is None and p["agreement"] is None
 
 
+def test_the_cosine_of_single_numbers_is_over_the_samples():
+    ref = np.linspace(-1, 1, 201)[:, None]  # crosses zero: signs differ where the numbers are nearly equal
+    p = verify.parity({"y": ref}, {"y": ref + 0.01}, (Port("y", "y"),))
+    assert p["cosine"] == pytest.approx(1, abs=1e-3)
+    assert verify.parity({"y": ref}, {"y": -ref}, (Port("y", "y"),))["cosine"] == pytest.approx(-1)
+
+
 def test_other_shapes_and_nan_are_errors():
     ref = {"y": np.ones((3, 4))}
     with pytest.raises(LeptonError, match=r"shape \[5\]"):
