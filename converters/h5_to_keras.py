@@ -14,19 +14,21 @@ def run(src: str, dst: str) -> dict:
 
     import numpy as np
 
-    from lepton_edge import keras_safe
     from lepton_edge.errors import LeptonError
+    from lepton_edge.tf_export.load import load_keras
+    from lepton_edge.tf_export.publish import write_bytes
+    from lepton_edge.tf_export.source import keras_source
 
-    model, notes = keras_safe.load_keras(src)
-    source = keras_safe.keras_source(model)
+    model, notes = load_keras(src)
+    source = keras_source(model)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "model.keras"
         model.save(made)
-        again, _ = keras_safe.load_keras(str(made))
+        again, _ = load_keras(str(made))
         pairs = zip(model.weights, again.weights, strict=True)
         if not all(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in pairs):
             raise LeptonError(f"the weights of '{src}' changed on the way to .keras", hint="please report this model")
-        keras_safe.write_bytes(dst, made.read_bytes())
+        write_bytes(dst, made.read_bytes())
     return {
         "inputs": [{"name": port.name, "source": port.name, "perm": None} for port in source.inputs],
         "outputs": [{"name": name, "source": name, "perm": None} for name in source.outputs],

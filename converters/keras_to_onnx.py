@@ -10,8 +10,10 @@ REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11", "tf2onnx>=1.16", "on
 
 def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 17, input_shapes: str = "") -> dict:
     """Convert the .keras or .h5 file `src` to `dst`; names and order of inputs and outputs are the source's."""
-    from lepton_edge import keras_safe
+    from lepton_edge.tf_export.load import load_keras
+    from lepton_edge.tf_export.source import keras_source
+    from lepton_edge.tf_export.to_onnx import write_onnx
 
-    model, notes = keras_safe.load_keras(src)
-    result = keras_safe.write_onnx(keras_safe.keras_source(model), dst, input_shapes, fixed_batch, opset)
+    model, notes = load_keras(src)
+    result = write_onnx(keras_source(model), dst, input_shapes, fixed_batch, opset)
     return {**result, "notes": notes + result["notes"]}

@@ -15,12 +15,15 @@ def run(src: str, dst: str, *, fixed_batch: int = 0, input_shapes: str = "") -> 
 
     import tensorflow as tf
 
-    from lepton_edge import keras_safe
+    from lepton_edge.tf_export.load import load_keras
+    from lepton_edge.tf_export.saved_model import load_signature
+    from lepton_edge.tf_export.shapes import fixed_shapes
+    from lepton_edge.tf_export.source import keras_source, unique
 
-    model, notes = keras_safe.load_keras(src)
-    source = keras_safe.keras_source(model)
-    shapes = keras_safe.fixed_shapes(source, fixed_batch, input_shapes, static=False)
-    names = keras_safe.unique([re.sub(r"\W", "_", port.name) for port in source.inputs])
+    model, notes = load_keras(src)
+    source = keras_source(model)
+    shapes = fixed_shapes(source, fixed_batch, input_shapes, static=False)
+    names = unique([re.sub(r"\W", "_", port.name) for port in source.inputs])
     specs = [
         tf.TensorSpec(shape, port.dtype, name=name)
         for name, shape, port in zip(names, shapes, source.inputs, strict=True)
@@ -39,7 +42,7 @@ def run(src: str, dst: str, *, fixed_batch: int = 0, input_shapes: str = "") -> 
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "model"
         tf.saved_model.save(module, str(made), signatures=serve.get_concrete_function())
-        keras_safe.load_signature(str(made))
+        load_signature(str(made))
         made.replace(target)
     return {
         "inputs": [{"name": n, "source": p.name, "perm": None} for n, p in zip(names, source.inputs, strict=True)],

@@ -11,8 +11,10 @@ REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
 
 def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "") -> dict:
     """Convert the .keras or .h5 file `src` to `dst`; names and order of inputs and outputs are the source's."""
-    from lepton_edge import keras_safe
+    from lepton_edge.tf_export.load import load_keras
+    from lepton_edge.tf_export.source import keras_source
+    from lepton_edge.tf_export.to_tflite import write_tflite
 
-    model, notes = keras_safe.load_keras(src)
-    result = keras_safe.write_tflite(keras_safe.keras_source(model), dst, input_shapes, fixed_batch)
+    model, notes = load_keras(src)
+    result = write_tflite(keras_source(model), dst, input_shapes, fixed_batch)
     return {**result, "notes": notes + result["notes"]}

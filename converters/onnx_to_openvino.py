@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import LeptonError
+from lepton_edge.openvino_ir import ir_aside, reason
+from lepton_edge.shapes import note, parse, set_free
 
 REQUIRES = ("openvino>=2026",)
 
 
-def run(src: str, dst: str, *, fixed_batch: int = 1, compress_to_fp16: bool = False) -> dict:
+def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "", compress_to_fp16: bool = False) -> dict:
     """Write `dst` (.xml) and its .bin beside it. Names of inputs and outputs are kept.
 
-    A free leading dimension of an input becomes `fixed_batch` (0 leaves it free). Quantized weights stay
-    int8. Raises LeptonError for a model that OpenVINO cannot read or reshape.
+    `input_shapes` ("ids=1,128;mask=1,128") gives sizes to free dimensions; a free leading one that it leaves out
+    becomes `fixed_batch` (0 leaves it free). Quantized weights stay int8. Raises LeptonError for a model that
+    OpenVINO cannot read or reshape.
     """
     import openvino as ov
 
@@ -24,59 +28,69 @@ def run(src: str, dst: str, *, fixed_batch: int = 1, compress_to_fp16: bool = Fa
     try:
         model = core.read_model(src)
     except RuntimeError as error:
-        raise LeptonError(
-            f"{name}: OpenVINO cannot read this ONNX model: {_reason(error)}",
-            hint="check that the file is complete and that OpenVINO supports its operators",
-        ) from error
-    fixed = _fix_batch(model, fixed_batch, name)
-    save_ir(model, dst, compress_to_fp16=compress_to_fp16)
+        model = _read_static(core, src, input_shapes)
+        if model is None:
+            raise LeptonError(
+                f"{name}: OpenVINO cannot read this ONNX model: {reason(error)}",
+                hint="check that the file is complete and that OpenVINO supports its operators",
+            ) from error
+    notes = _fix(model, fixed_batch, input_shapes, name)
+    with ir_aside(dst) as made:
+        ov.save_model(model, made, compress_to_fp16=compress_to_fp16)
     return {
         "inputs": [_port(p) for p in model.inputs],
         "outputs": [_port(p) for p in model.outputs],
-        "notes": [f"batch fixed to {fixed_batch}"] if fixed else [],
+        "notes": notes,
     }
 
 
-def save_ir(model: Any, dst: str, *, compress_to_fp16: bool = False) -> None:
-    """Write an `ov.Model` aside and move both files into place, the .xml last: half an IR is never seen."""
-    import openvino as ov
+def _read_static(core: Any, src: str, input_shapes: str) -> Any | None:
+    """The model read once its sizes are fixed and each If that they decide is gone, by ONNX Runtime; None if it fails.
 
-    target = Path(dst)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ir-") as folder:
-        xml = Path(folder) / target.name
-        ov.save_model(model, xml, compress_to_fp16=compress_to_fp16)
-        xml.with_suffix(".bin").replace(target.with_suffix(".bin"))
-        xml.replace(target)
+    What stands behind an If has no known rank to OpenVINO.
+    """
+    if not input_shapes or find_spec("onnx") is None or find_spec("onnxruntime") is None:
+        return None
+    from lepton_edge.tflite_writer.load import fix_inputs, optimise, read, save
+
+    static = read(src)
+    fix_inputs(static, input_shapes)
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        file = Path(folder) / "model.onnx"
+        try:
+            save(optimise(static), file)
+            return core.read_model(str(file)).clone()
+        except (RuntimeError, LeptonError):
+            return None
 
 
-def _fix_batch(model: Any, batch: int, name: str) -> bool:
-    """Set free leading dimensions to `batch`; whether there were any."""
-    shapes = {}
-    for port in model.inputs:
+def _fix(model: Any, batch: int, input_shapes: str, name: str) -> list[str]:
+    """Set the free dimensions of the inputs that are known; what was set, for the notes."""
+    names = [_port(port)["name"] for port in model.inputs]
+    given = parse(input_shapes, names)
+    shapes, made = {}, {}
+    for port, known in zip(model.inputs, names, strict=True):
         shape = port.get_partial_shape()
-        if batch > 0 and shape.rank.is_static and len(shape) > 0 and shape[0].is_dynamic:
-            shape[0] = batch
-            shapes[port] = shape
+        if not shape.rank.is_static or not shape.is_dynamic:
+            continue
+        sizes = set_free(known, [None if d.is_dynamic else d.get_length() for d in shape], given.get(known))
+        if batch > 0 and sizes[0] is None:
+            sizes[0] = batch
+        made[known] = sizes
+        shapes[port] = [-1 if size is None else size for size in sizes]
     if not shapes:
-        return False
+        return []
     try:
         model.reshape(shapes)
     except RuntimeError as error:
         raise LeptonError(
-            f"{name}: cannot fix its batch dimension to {batch}: {_reason(error)}",
-            hint="set fixed_batch to 0 to leave it free, or to the size the model expects",
+            f"{name}: its inputs cannot have the shapes {list(shapes.values())}: {reason(error)}",
+            hint="set fixed_batch to 0 to leave the batch free, or to the size the model expects",
         ) from error
-    return True
+    return note(made)
 
 
 def _port(port: Any) -> dict[str, Any]:
     """An OpenVINO port keeps its ONNX tensor name among its names."""
     name = port.get_any_name() if port.names else port.get_node().get_friendly_name()
     return {"name": name, "source": name, "perm": None}
-
-
-def _reason(error: Exception) -> str:
-    """The last telling line of OpenVINO's multi-line errors."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    plain = [line for line in lines if not line.startswith(("Exception from", "Check '")) or len(lines) == 1]
-    return (plain or lines or [type(error).__name__])[-1][:300]

@@ -7,17 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, root_cause
+from lepton_edge.shapes import note, parse, set_free
 
 REQUIRES = ("torch>=2.9", "onnx>=1.17", "onnxscript>=0.5")
 _LIMIT = 2**31 - 2**20  # what one protobuf file holds
 
 
-def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 18) -> dict:
+def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "", opset: int = 18) -> dict:
     """Write `dst` (.onnx) with its weights inside. Names of inputs and outputs are kept.
 
-    A free leading dimension of an input becomes `fixed_batch` (0 leaves it free). Raises LeptonError for an
-    operator without an ONNX form, and for 2 GB of weights or more, which one ONNX file cannot hold.
+    `input_shapes` ("ids=1,128;mask=1,128") gives sizes to free dimensions; a free leading one that it leaves out
+    becomes `fixed_batch` (0 leaves it free). Raises LeptonError for an operator without an ONNX form, and for 2 GB
+    of weights or more, which one ONNX file cannot hold.
     """
     import torch
 
@@ -39,7 +41,7 @@ def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 18) -> dict:
         proto = _export(torch, program, options)
     except Exception as error:  # torch.onnx raises its own errors, which wrap any exception of a translation
         raise LeptonError(
-            f"{name}: torch.onnx cannot export it: {_reason(error)}",
+            f"{name}: torch.onnx cannot export it: {root_cause(error)}",
             hint="the operator it names has no ONNX form at this opset; or change the model",
         ) from error
     tensors = [v for v in proto.graph.output if v.name in outputs]
@@ -48,12 +50,12 @@ def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 18) -> dict:
     named = [v.name for v in proto.graph.input], [v.name for v in proto.graph.output]
     if named != (inputs, outputs):
         raise LeptonError(f"{name}: torch.onnx changed its inputs or outputs: {named[0]} -> {named[1]}")
-    fixed = _fix_batch(proto, fixed_batch)
+    notes = _fix(proto, fixed_batch, input_shapes)
     _save(proto, dst)
     return {
         "inputs": [{"name": n, "source": n, "perm": None} for n in inputs],
         "outputs": [{"name": n, "source": n, "perm": None} for n in outputs],
-        "notes": [f"batch fixed to {fixed_batch}"] if fixed else [],
+        "notes": notes,
         "opset": opset,
     }
 
@@ -62,7 +64,7 @@ def _export(torch: Any, program: Any, options: dict[str, Any]) -> Any:
     """The ONNX model; when an operator has no translation as it is, that of the program in core operators."""
     try:
         return torch.onnx.export(program, (), dynamo=True, verbose=False, **options).model_proto
-    except Exception as first:
+    except Exception as first:  # as in run: of no class of its own
         try:
             core = program.run_decompositions()
             return torch.onnx.export(core, (), dynamo=True, verbose=False, **options).model_proto
@@ -90,28 +92,35 @@ def _save(proto: Any, dst: str) -> None:
             file.write(proto.SerializeToString())
         Path(aside).chmod(0o644)
         Path(aside).replace(target)
-    except BaseException:
+    except BaseException:  # a kill too: it goes on, without a file left behind
         Path(aside).unlink(missing_ok=True)
         raise
 
 
-def _fix_batch(proto: Any, batch: int) -> bool:
-    """Give every leading symbol of the inputs the value `batch`, wherever it appears; whether any did."""
+def _fix(proto: Any, batch: int, input_shapes: str) -> list[str]:
+    """Give the symbols of the inputs' shapes the sizes that are known, wherever they appear; the notes on it."""
     graph = proto.graph
-    leading = [v.type.tensor_type.shape.dim[:1] for v in graph.input]
-    symbols = {dims[0].dim_param for dims in leading if dims and dims[0].dim_param}
-    if batch <= 0 or not symbols:
-        return False
-    del graph.value_info[:]
+    given = parse(input_shapes, [v.name for v in graph.input])
+    symbols: dict[str, int] = {}
+    made: dict[str, list[int | None]] = {}
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        sizes = set_free(value.name, [None if d.dim_param else d.dim_value for d in dims], given.get(value.name))
+        if batch > 0 and sizes and sizes[0] is None:
+            sizes[0] = batch
+        if any(dim.dim_param for dim in dims):
+            made[value.name] = sizes
+        for dim, size in zip(dims, sizes, strict=True):
+            if dim.dim_param and size is not None and symbols.setdefault(dim.dim_param, size) != size:
+                raise LeptonError(
+                    f"the inputs share the free dimension '{dim.dim_param}', and it is to be both "
+                    f"{symbols[dim.dim_param]} and {size}",
+                    hint="give samples whose sizes agree",
+                )
+    if symbols:
+        del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in symbols:
-                dim.dim_value = batch
-    return True
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
+                dim.dim_value = symbols[dim.dim_param]
+    return note(made) if symbols else []

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, root_cause
+from lepton_edge.shapes import parse, set_free
 
 REQUIRES = ("torch>=2.9", "litert-torch>=0.9", "ai-edge-litert>=2.1")
 COST = 0.9
@@ -24,11 +25,12 @@ _NOT_ELEMENTWISE = (
 )
 
 
-def run(src: str, dst: str, *, channel_last: bool = True) -> dict:
+def run(src: str, dst: str, *, channel_last: bool = True, input_shapes: str = "") -> dict:
     """Write `dst` (.tflite) with batch 1. Names of inputs and outputs are kept in its signature.
 
     With `channel_last`, 4-D inputs and outputs that the graph treats as images (they meet a convolution,
     pooling, batch normalisation or resize) become NHWC, and their "perm" says so. int64 inputs become int32.
+    `input_shapes` ("ids=1,128;mask=1,128") gives sizes to free dimensions.
     Raises LeptonError for free dimensions other than the batch, and operators TFLite does not have.
     """
     import torch
@@ -41,11 +43,13 @@ def run(src: str, dst: str, *, channel_last: bool = True) -> dict:
         (inputs, slots), outputs = input_specs(program), output_specs(program)
     except ValueError as error:
         raise LeptonError(str(error), hint="save the model with torch.export.save in a recent PyTorch") from error
+    given = parse(input_shapes, [spec["name"] for spec in inputs])
     for spec in inputs:
+        spec["shape"] = set_free(spec["name"], spec["shape"], given.get(spec["name"]))
         if None in spec["shape"][1:]:
             raise LeptonError(
                 f"{name}: input '{spec['name']}' has free sizes {spec['shape']}",
-                hint="export the model with fixed sizes (only the batch may be free)",
+                hint="give samples of the sizes wanted with --data, or export the model with fixed sizes",
             )
     image_in = _images(program, {s["name"] for s in inputs}) if channel_last else set()
     image_out = _images(program, {s["name"] for s in outputs}, backward=True) if channel_last else set()
@@ -83,7 +87,7 @@ def _convert(module: Any, samples: dict[str, Any], dst: str, name: str) -> None:
             del interpreter
         except Exception as error:  # litert-torch lets through whatever a lowering raises
             raise LeptonError(
-                f"{name}: litert-torch cannot convert it: {_reason(error)}",
+                f"{name}: litert-torch cannot convert it: {root_cause(error)}",
                 hint="go through ONNX instead, or change the operator it names",
             ) from error
         Path(aside).replace(target)
@@ -188,9 +192,3 @@ def _is_spatial(node: Any) -> bool:
 
 def _moves(node: Any) -> bool:
     return node.op != "call_function" or any(word in str(node.target) for word in _NOT_ELEMENTWISE)
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -9,6 +9,7 @@ REQUIRES = ("tensorflow>=2.19", "tf2onnx>=1.16", "onnx>=1.17", "onnxruntime>=1.2
 
 def run(src: str, dst: str, *, fixed_batch: int = 1, opset: int = 17, input_shapes: str = "") -> dict:
     """Convert the SavedModel folder `src` to `dst`; inputs and outputs are named as in its signature."""
-    from lepton_edge import keras_safe
+    from lepton_edge.tf_export.saved_model import load_signature
+    from lepton_edge.tf_export.to_onnx import write_onnx
 
-    return keras_safe.write_onnx(keras_safe.load_signature(src), dst, input_shapes, fixed_batch, opset)
+    return write_onnx(load_signature(src), dst, input_shapes, fixed_batch, opset)

@@ -9,6 +9,7 @@ REQUIRES = ("tensorflow>=2.19",)
 
 def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "") -> dict:
     """Convert the SavedModel folder `src` to `dst`; inputs and outputs are named as in its signature."""
-    from lepton_edge import keras_safe
+    from lepton_edge.tf_export.saved_model import load_signature
+    from lepton_edge.tf_export.to_tflite import write_tflite
 
-    return keras_safe.write_tflite(keras_safe.load_signature(src), dst, input_shapes, fixed_batch)
+    return write_tflite(load_signature(src), dst, input_shapes, fixed_batch)

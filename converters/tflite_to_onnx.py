@@ -18,10 +18,13 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
 
     import tf2onnx
 
-    from lepton_edge import keras_safe
-    from lepton_edge.errors import LeptonError
+    from lepton_edge.errors import LeptonError, first_line
+    from lepton_edge.tf_export.check import distance_db
+    from lepton_edge.tf_export.onnx_model import finish_onnx, run_onnx
+    from lepton_edge.tf_export.publish import write_bytes
+    from lepton_edge.tf_export.tflite_source import open_tflite
 
-    source = keras_safe.open_tflite(src)
+    source = open_tflite(src)
     try:
         with tempfile.TemporaryDirectory() as folder:
             flat = Path(folder) / "model.tflite"
@@ -29,9 +32,9 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
             model, _ = tf2onnx.convert.from_tflite(str(flat), opset=opset)
     except Exception as error:
         recurrent = [op for op in source.operations if "LSTM" in op or "RNN" in op]
-        reason = f"it has no {recurrent[0]}" if recurrent else keras_safe.first_line(error)
+        reason = f"it has no {recurrent[0]}" if recurrent else first_line(error)
         raise LeptonError(f"tf2onnx cannot convert '{src}': {reason}", hint=HINT) from error
-    keras_safe.finish_onnx(model, HINT)  # unknown operations first: they make the errors below unreadable
+    finish_onnx(model, HINT)  # unknown operations first: they make the errors below unreadable
     raw = [*source.raw_inputs, *source.raw_outputs]
     if sorted(raw) != sorted(port.name for port in [*model.graph.input, *model.graph.output]):
         raise LeptonError(f"tf2onnx lost inputs or outputs of '{src}'", hint=HINT)
@@ -41,12 +44,12 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
     for port in [*model.graph.input, *model.graph.output]:
         for dim, size in zip(port.type.tensor_type.shape.dim, shapes[port.name], strict=False):
             dim.dim_value = size
-    keras_safe.finish_onnx(model, HINT)
-    got = keras_safe.run_onnx(model, [feeds[source.raw_inputs.index(name)] for name in order])
+    finish_onnx(model, HINT)
+    got = run_onnx(model, [feeds[source.raw_inputs.index(name)] for name in order])
     made = [port.name for port in model.graph.output]
-    decibels = keras_safe.distance_db(reference, [got[made.index(name)] for name in source.raw_outputs])
+    decibels = distance_db(reference, [got[made.index(name)] for name in source.raw_outputs])
     source.check(decibels, "ONNX")
-    keras_safe.write_bytes(dst, model.SerializeToString())
+    write_bytes(dst, model.SerializeToString())
     return source.mapping(source.raw_inputs, source.raw_outputs, decibels)
 
 

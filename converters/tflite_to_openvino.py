@@ -13,15 +13,14 @@ COST = 3.5
 
 def run(src: str, dst: str, *, compress_to_fp16: bool = False) -> dict:
     """Convert `src` to `dst` (.xml, weights in .bin beside it); names and order are those of the TFLite file."""
-    import tempfile
-    from pathlib import Path
-
     import openvino
 
-    from lepton_edge import keras_safe
     from lepton_edge.errors import LeptonError
+    from lepton_edge.openvino_ir import ir_aside, reason
+    from lepton_edge.tf_export.check import distance_db
+    from lepton_edge.tf_export.tflite_source import open_tflite
 
-    source = keras_safe.open_tflite(src)
+    source = open_tflite(src)
     core = openvino.Core()
     feeds, reference = source.probe()
     try:
@@ -31,15 +30,12 @@ def run(src: str, dst: str, *, compress_to_fp16: bool = False) -> dict:
         model.reshape({port: list(feed.shape) for port, feed in zip(inputs, feeds, strict=True)})
     except RuntimeError as error:
         raise LeptonError(
-            f"OpenVINO cannot convert '{src}': {_reason(error)}", hint="convert the model this file was made from"
+            f"OpenVINO cannot convert '{src}': {reason(error)}", hint="convert the model this file was made from"
         ) from error
     for ports, names in ((inputs, source.inputs), (outputs, source.outputs)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
-    target = Path(dst)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / "model.xml"
+    with ir_aside(dst) as made:
         openvino.save_model(model, made, compress_to_fp16=compress_to_fp16)
         again = core.read_model(made)
         config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
@@ -47,15 +43,7 @@ def run(src: str, dst: str, *, compress_to_fp16: bool = False) -> dict:
             request = core.compile_model(again, "CPU", config).create_infer_request()
             results = request.infer(dict(zip(source.inputs, feeds, strict=True)))
         except RuntimeError as error:
-            raise LeptonError(f"OpenVINO cannot run what it made of '{src}': {_reason(error)}") from error
-        decibels = keras_safe.distance_db(reference, [results[name] for name in source.outputs])
+            raise LeptonError(f"OpenVINO cannot run what it made of '{src}': {reason(error)}") from error
+        decibels = distance_db(reference, [results[name] for name in source.outputs])
         source.check(decibels, "OpenVINO")
-        made.with_suffix(".bin").replace(target.with_suffix(".bin"))
-        made.replace(target)
     return source.mapping(source.inputs, source.outputs, decibels)
-
-
-def _reason(error: RuntimeError) -> str:
-    """What an OpenVINO error says is wrong: its last line, the first ones name OpenVINO's own source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:240] if lines else "no reason given"

@@ -40,7 +40,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
         feeds = run_feeds.open_feeds(road, source, recipe, verbs)
         reference = stages.reference(road, source, feeds.evaluation)
-        made = candidates.make(road, source, formats, recipe, feeds.by_verb())
+        made = candidates.make(road, source.model(feeds.evaluation), formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
         timed = candidates.time(road, judged, recipe, record.threads(recipe, device))
@@ -82,7 +82,7 @@ def convert(
         source = stages.load_source(road, model)
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=not verbs)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
-        result = stages.travel(road, source.model(), target, verbs, options, feeds.by_verb())
+        result = stages.travel(road, source.model(feeds.evaluation), target, verbs, options, feeds.by_verb())
         reference = stages.reference(road, source, feeds.evaluation)
         road.progress.stage(f"verifying the {target} model on {feeds.evaluation.count} samples")
         got = stages.answers(road, result, feeds.evaluation)

@@ -12,7 +12,7 @@ from lepton_edge.artifact import copy_artifact, suffix
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed
 from lepton_edge.recipe import Recipe
-from lepton_edge.stages import Answers, Model, Road, Source
+from lepton_edge.stages import Answers, Model, Road
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def schemes(recipe: Recipe) -> list[tuple[str, tuple[str, ...]]]:
     return [*plain, *((f"pruned-{name}", ("prune", *verbs)) for name, verbs in plain)]
 
 
-def make(road: Road, source: Source, formats: Sequence[str], recipe: Recipe, feeds: dict[str, Feed]) -> list[Candidate]:
+def make(road: Road, source: Model, formats: Sequence[str], recipe: Recipe, feeds: dict[str, Feed]) -> list[Candidate]:
     """Make every scheme in every format; one that fails keeps its error and stops no other."""
     options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
     made = []
@@ -50,7 +50,7 @@ def make(road: Road, source: Source, formats: Sequence[str], recipe: Recipe, fee
         for format_ in formats:
             candidate = Candidate(format_, scheme, verbs)
             try:
-                model = stages.travel(road, source.model(), format_, verbs, options, feeds)
+                model = stages.travel(road, source, format_, verbs, options, feeds)
                 made.append(replace(candidate, model=model))
             except LeptonError as e:
                 made.append(replace(candidate, error=e))

@@ -289,7 +289,7 @@ def doctor(*, opts: SimpleNamespace) -> None:
     Example: `lepton-edge doctor`
     """
     from lepton_edge import show
-    from lepton_edge.host import doctor_checks
+    from lepton_edge.doctor import doctor_checks
 
     checks = doctor_checks()
     emit(checks, opts, lambda: show.checks(checks))

@@ -1,7 +1,8 @@
 """Feed folders: samples for a model, streamed to a folder that every step reads.
 
 A feed folder holds feed.json and one .npy an input, [count, *input shape without its batch axis] in the
-input's dtype, plus int64 labels [count] if there are any. It is written aside and published in one rename.
+input's dtype, plus int64 labels [count] if there are any. Inputs without a batch axis (scalars, recurrent states)
+are listed as "whole": their samples have all the axes. It is written aside and published in one rename.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Feed:
     labels_file: str | None = None
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
     def array(self, name: str) -> np.ndarray:
         """The samples of an input [count, ...], memory-mapped."""
@@ -72,6 +74,7 @@ class Feed:
             "files": dict(self.files),
             "classes": self.classes,
             "notes": self.notes,
+            "whole": self.whole,
         }
 
 
@@ -91,18 +94,30 @@ def write_feed(source: Source, folder: str | Path, progress: Progress | None = N
                 progress(done, source.count * len(names), f"{source.role} samples")
 
     arrays = {name: counted(name) for name in names}
-    told = {"source": str(source.path), "classes": source.classes, "notes": source.notes}
+    whole = tuple(spec["name"] for spec in source.inputs if spec.get("whole"))
+    told = {"source": str(source.path), "classes": source.classes, "notes": source.notes, "whole": whole}
     return _write(Path(folder), arrays, source.count, source.labels, told)
 
 
 def feed_from_arrays(
-    arrays: Mapping[str, np.ndarray], labels: np.ndarray | None, folder: str | Path, *, source: str
+    arrays: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    folder: str | Path,
+    *,
+    source: str,
+    whole: Sequence[str] = (),
 ) -> Feed:
     """Write arrays [count, ...] that are model-ready already, and int64 labels [count], as a feed folder."""
     counts = {len(array) for array in (*arrays.values(), *([] if labels is None else [labels]))}
     if len(counts) != 1 or 0 in counts:
         raise LeptonError(f"{source}: different numbers of samples, or none ({sorted(counts)})", "give as many of each")
-    return _write(Path(folder), {k: iter([a]) for k, a in arrays.items()}, counts.pop(), labels, {"source": source})
+    return _write(
+        Path(folder),
+        {k: iter([a]) for k, a in arrays.items()},
+        counts.pop(),
+        labels,
+        {"source": source, "whole": tuple(whole)},
+    )
 
 
 def _write(
@@ -204,6 +219,7 @@ def load_feed(folder: str | Path) -> Feed:
             told.get("labels_file"),
             tuple(told.get("classes", ())),
             tuple(told.get("notes", ())),
+            tuple(told.get("whole", ())),
         )
         files = [feed.files[name] for name in feed.inputs] + ([feed.labels_file] if feed.labels_file else [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -250,7 +266,8 @@ def adapt_feed(feed: Feed, ports: Sequence[Mapping[str, Any]], folder: str | Pat
         if feed.labels_file and labels_file:
             _link(feed.folder / feed.labels_file, part / labels_file)
         sha256 = hashlib.sha256(json.dumps([feed.sha256, told]).encode()).hexdigest()
-        rest = (feed.source, files, labels_file, feed.classes, feed.notes)
+        whole = tuple(str(port["name"]) for port in ports if port["source"] in feed.whole)
+        rest = (feed.source, files, labels_file, feed.classes, feed.notes, whole)
         made = Feed(folder, tuple(names), feed.count, feed.labels, sha256, *rest)
         (part / "feed.json").write_text(json.dumps(made.to_json(), indent=1), encoding="utf-8")
     return made
@@ -274,6 +291,8 @@ def _recast(feed: Feed, port: Mapping[str, Any]) -> np.dtype | None:
 
 
 def _transposed(array: np.ndarray, perm: list[int] | None, dtype: np.dtype | None) -> Iterator[np.ndarray]:
+    if perm is not None and len(perm) == array.ndim - 1:  # whole samples
+        perm = [0, *(axis + 1 for axis in perm)]
     if perm is not None and len(perm) != array.ndim:
         raise LeptonError(f"a perm of {len(perm)} axes {perm} is given for samples of shape {list(array.shape[1:])}")
     step = max(1, CHUNK_BYTES // max(1, array[0].nbytes))

@@ -124,10 +124,8 @@ def _call_model(operation: Any, args: tuple, kwargs: dict[str, Any], values: dic
 def _call_layer(layer: Any, args: tuple, kwargs: dict[str, Any], values: dict[int, Any], path: str,
                 state: _State) -> Any:  # fmt: skip
     """Replay the call of a layer with its tf_keras counterpart; raises Unmapped where there is none."""
-    native = state.made.get(id(layer))
-    fresh = native is None
-    if fresh:
-        native = native_layer(layer)
+    fresh = id(layer) not in state.made
+    native = native_layer(layer) if fresh else state.made[id(layer)]
     call_args, call_kwargs = native_call(layer, native, args, kwargs)
     out = native(*_fill(call_args, values), **_fill(call_kwargs, values))
     if fresh:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lepton_edge.errors import LeptonError
@@ -46,6 +46,12 @@ def after(ports: Ports, entries: Sequence[dict] | None) -> Ports:
             )
         result.append(Port(entry["name"], before.source, _compose(before.perm, entry.get("perm"))))
     return tuple(result)
+
+
+def forward(ports: Ports, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the source model's tensors under the names and in the layouts of the model at hand."""
+    known = ((p.name, p.perm, shapes[p.source]) for p in ports if p.source in shapes)
+    return {name: tuple(shape[i] for i in perm) if perm else shape for name, perm, shape in known}
 
 
 def _compose(first: tuple[int, ...] | None, then: Sequence[int] | None) -> tuple[int, ...] | None:

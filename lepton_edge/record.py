@@ -149,7 +149,7 @@ def write_bundle_of_picked(
         artifact_path=chosen.model.art.path,
         runtime_file=runtime.file,
         ports=_used_ports(chosen),
-        input_specs=source.inputs,
+        input_specs=[_as_fed(spec, feeds.evaluation.whole) for spec in source.inputs],
         preprocess=feeds.preprocess,
         manifest_extra={
             "source_model": run["model"],
@@ -164,6 +164,11 @@ def write_bundle_of_picked(
         golden=_golden(chosen, feeds, road),
         labels=list(feeds.evaluation.classes) or None,
     )
+
+
+def _as_fed(spec: dict, whole: Sequence[str]) -> dict:
+    """The spec of an input as samples are given for it: the first axis counts them."""
+    return {**spec, "shape": [None, *spec["shape"]], "whole": True} if spec["name"] in whole else spec
 
 
 def _used_ports(c: Candidate) -> dict:

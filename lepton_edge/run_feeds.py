@@ -58,8 +58,9 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
 
     def read(path: str, limit: int | None, role: str) -> Feed:
         road.progress.stage(f"reading {role} samples from {Path(path).name}")
-        asked = {"limit": limit, "role": role, "seed": recipe.compress.seed, "classes": classes}
-        opened = open_data(Path(path), source.inputs, preprocess, **asked)
+        opened = open_data(
+            Path(path), source.inputs, preprocess, limit=limit, role=role, seed=recipe.compress.seed, classes=classes
+        )
         warnings.extend(f"{role} data: {note}" for note in opened.notes)
         return write_feed(opened, road.folder(role) / "feed", road.progress.update)
 
@@ -67,6 +68,7 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
     calibration = training = None
     if "quantize" in verbs and data.calibration:
         calibration = read(data.calibration, data.samples, "calibration")
+        _check_sizes(calibration, evaluation)
     if "prune" in verbs and data.training:
         training = read(data.training, None, "training")
     if verbs and evaluated != data.evaluation:
@@ -77,6 +79,17 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
     if evaluation.count < 100:
         warnings.append(f"only {evaluation.count} evaluation samples: a few points of accuracy are noise")
     return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))
+
+
+def _check_sizes(calibration: Feed, evaluation: Feed) -> None:
+    """Free dimensions are fixed to the sizes of the samples, so all the samples have to have the same."""
+    for name in evaluation.inputs:
+        ours, theirs = (list(feed.array(name).shape[1:]) for feed in (calibration, evaluation))
+        if ours != theirs:
+            raise LeptonError(
+                f"input '{name}': the calibration samples are {ours}, the evaluation samples {theirs}",
+                "the model is fixed to the size of its samples: pad or cut them to one size",
+            )
 
 
 def _classes(outputs: Sequence[dict]) -> int | None:

@@ -12,6 +12,7 @@ from lepton_edge import preprocess_core as core
 from lepton_edge.array_files import Array, open_array, open_npz
 from lepton_edge.errors import LeptonError, did_you_mean
 from lepton_edge.preprocess import Preprocess
+from lepton_edge.shapes import is_whole
 
 LABEL_KEYS = ("y", "labels")
 KINDS = {"O": "Python objects", "U": "text", "S": "bytes", "c": "complex numbers", "V": "records"}
@@ -48,13 +49,14 @@ def open_arrays(path: Path, kind: str, specs: Sequence[dict], preprocess: Prepro
     if len(set(counts.values())) > 1:
         listed = "; ".join(f"{what.removeprefix(f'{path}: ')} has {n}" for what, n in counts.items())
         raise LeptonError(f"{path}: different numbers of samples ({listed})", "give every array the same samples")
+    specs = [_as_given(spec, arrays[spec["name"]]) for spec in specs]
     prepared = _prepared(path, specs, preprocess)
     for spec in specs:
         if spec["name"] == prepared:
             preprocess = preprocess.resolve(spec["shape"][1:], spec["dtype"], images=False)
         _check_fit(arrays[spec["name"]], spec, config_of(spec, prepared, preprocess))
     total = next(iter(counts.values()))
-    common = {"arrays": arrays, "preprocess": preprocess, "prepared": prepared, "classes": ()}
+    common = {"inputs": specs, "arrays": arrays, "preprocess": preprocess, "prepared": prepared, "classes": ()}
     return {**common, "total": total, "labels": labels, "notes": notes}
 
 
@@ -73,6 +75,15 @@ def _match(path: Path, keys: list[str], specs: Sequence[dict]) -> dict[str, str]
             )
         matched[spec["name"]] = key
     return matched
+
+
+def _as_given(spec: dict, array: Array) -> dict:
+    """The spec of an input, marked "whole" and with an axis for the samples where its own first axis is not that."""
+    shape, sample = spec["shape"], array.shape[1:]
+    batched = core.fits(sample, shape[1:]) or core.reshaped(sample, shape[1:])
+    if is_whole(shape) or (not batched and is_whole(shape, sample)):
+        return {**spec, "shape": [None, *shape], "whole": True}
+    return spec
 
 
 def _prepared(path: Path, specs: Sequence[dict], preprocess: Preprocess) -> str:

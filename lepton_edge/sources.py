@@ -29,7 +29,8 @@ NUMERIC = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
 class Source:
     """Checked data, not yet read: ``count`` samples are chosen out of ``total``, at ``indices`` (ascending).
 
-    ``inputs`` are the model's {"name", "shape", "dtype"}; ``labels`` int64 [count] or None; ``classes`` the
+    ``inputs`` are the model's {"name", "shape", "dtype"}, and "whole" for one whose samples are whole tensors (their
+    shape here begins with an axis for the samples); ``labels`` int64 [count] or None; ``classes`` the
     names of labels where folders or labels.csv give them; ``preprocess`` is resolved for the model's input;
     ``notes`` say what was assumed; ``key`` changes when files, model input, preprocessing or choice do.
     """
@@ -86,7 +87,7 @@ def open_data(
     specs = tuple(_checked_spec(spec) for spec in inputs)
     kind = _kind_of(path, role)
     if kind == "images":
-        parts = open_images(path, specs, preprocess, classes)
+        parts = {"inputs": specs, **open_images(path, specs, preprocess, classes)}
     else:
         parts = open_arrays(path, kind, specs, preprocess)
     total, labels, notes = parts.pop("total"), parts.pop("labels"), parts.pop("notes")
@@ -110,7 +111,7 @@ def open_data(
         path=path,
         kind=kind,
         role=role,
-        inputs=specs,
+        inputs=tuple(parts.pop("inputs")),
         indices=indices,
         total=total,
         labels=None if labels is None else labels[indices],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import ports as wiring
-from lepton_edge import registry, store, verify
+from lepton_edge import registry, shapes, store, verify
 from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
@@ -54,13 +54,17 @@ def road(near: Path, progress: Silent, seed: int = 0) -> Iterator[Road]:
 
 @dataclass(frozen=True)
 class Model:
-    """An artefact with its wiring to the source model, and the steps that made it."""
+    """An artefact with its wiring to the source model, and the steps that made it.
+
+    ``sizes`` are the shapes, at batch 1, of those inputs of the source model whose dimensions are free there.
+    """
 
     art: Artifact
     inputs: Ports
     outputs: Ports
     verbs: tuple[str, ...] = ()
     steps: tuple[dict, ...] = ()
+    sizes: shapes.Shapes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,10 @@ class Source:
     outputs: list[dict]
     info: dict
 
-    def model(self) -> Model:
-        """The source as the start of a sequence of steps."""
-        return Model(self.art, wiring.identity(self.inputs), wiring.identity(self.outputs))
+    def model(self, feed: Feed | None = None) -> Model:
+        """The source as the start of a sequence of steps; samples say what sizes its free dimensions have."""
+        sizes = shapes.from_samples(self.inputs, feed.open()) if feed else {}
+        return Model(self.art, wiring.identity(self.inputs), wiring.identity(self.outputs), sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
     model's names, for a step that takes ``data``. Raises LeptonError when the step fails; nothing is left then.
     """
     options = {**{k: v for k, v in step.options.items() if v is not registry.REQUIRED}, **options}
+    if not options.get("input_shapes", True):
+        options["input_shapes"] = shapes.to_text(wiring.forward(model.inputs, model.sizes))
     named = {k: v for k, v in options.items() if k in step.options and k != "data"}
     keyed = dict(named)
     if "data" in step.options:
@@ -171,6 +178,7 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
         wiring.after(model.outputs, result.get("outputs")),
         model.verbs if step.verb == "convert" else (*model.verbs, step.verb),
         (*model.steps, {**record, **({"result": facts} if facts else {})}),
+        model.sizes,
     )
 
 
@@ -182,7 +190,8 @@ def travel(
     Where a conversion fails and there is another way round it, that is taken, and the artefact's record says so.
     Raises the first failure when no way leads there.
     """
-    known, failures = registry.steps(), []
+    known = registry.steps()
+    failures: list[tuple[Step, LeptonError]] = []
     while True:
         try:
             steps = plan(start.art.format, target, tuple(verbs), known)
@@ -282,8 +291,9 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
 
     rng = np.random.default_rng(seed)
     arrays = {}
+    whole = [spec["name"] for spec in specs if shapes.is_whole(spec["shape"])]
     for spec in specs:
-        shape = spec["shape"][1:]
+        shape = spec["shape"] if spec["name"] in whole else spec["shape"][1:]
         if any(not isinstance(d, int) or d < 1 for d in shape):
             raise LeptonError(
                 f"input '{spec['name']}' has free dimensions {json.dumps(spec['shape'])}, so no sample can be made up",
@@ -292,7 +302,7 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
         dtype = np.dtype(spec["dtype"])
         drawn = rng.standard_normal((count, *shape)) if dtype.kind == "f" else rng.integers(0, 2, (count, *shape))
         arrays[spec["name"]] = drawn.astype(dtype)
-    return feed_from_arrays(arrays, None, folder, source="seeded random samples")
+    return feed_from_arrays(arrays, None, folder, source="seeded random samples", whole=whole)
 
 
 def moved(model: Model, art: Artifact) -> Model:

@@ -36,7 +36,7 @@ def main() -> int:
             say({"ok": OPS[request["op"]](state, request, _progress(say))})
         except MemoryError:
             say({"error": {"type": "MemoryError", "message": "out of memory", "hint": "", "user": False}})
-        except Exception as e:
+        except Exception as e:  # whatever a step or a runtime raises is an answer
             traceback.print_exc(file=sys.stderr)
             sys.stderr.flush()
             # LeptonError, known by its two texts, for this file imports nothing of the package.
@@ -119,21 +119,23 @@ def _open_feed(folder: str):
         name: np.load(os.path.join(folder, feed["files"][name]), mmap_mode="r", allow_pickle=False)  # noqa: PTH118
         for name in feed["inputs"]
     }
-    return feed["count"], arrays
+    return feed["count"], arrays, feed.get("whole", ())
 
 
-def _sample(session, arrays: dict, i: int) -> dict:
-    """Sample ``i`` as the session takes it: quantized where its input is, without a batch axis for a scalar."""
+def _sample(session, arrays: dict, whole, i: int) -> dict:
+    """Sample ``i`` as the session takes it: quantized where its input is, with a batch axis unless it is ``whole``."""
     import numpy as np
 
     feeds = {}
     for spec in session.inputs:
         value = np.ascontiguousarray(arrays[spec["name"]][i : i + 1])
+        if spec["name"] in whole:
+            value = value[0, ...]
         if "quantization" in spec:
             scale, zero_point = spec["quantization"]
             limits = np.iinfo(spec["dtype"])
             value = np.clip(np.round(value / scale) + zero_point, limits.min, limits.max).astype(spec["dtype"])
-        feeds[spec["name"]] = value.reshape(()) if spec["shape"] == [] else value
+        feeds[spec["name"]] = np.asarray(value)
     return feeds
 
 
@@ -154,10 +156,10 @@ def _predict(state: dict, request: dict, progress) -> dict:
     import numpy as np
 
     session = state["session"]
-    count, arrays = _open_feed(request["feed"])
+    count, arrays, whole = _open_feed(request["feed"])
     files: dict = {}
     for i in range(count):
-        for k, (name, value) in enumerate(_answers(session, _sample(session, arrays, i)).items()):
+        for k, (name, value) in enumerate(_answers(session, _sample(session, arrays, whole, i)).items()):
             value = np.asarray(value)
             value = value[0] if value.ndim and value.shape[0] == 1 else value
             if i == 0:
@@ -188,8 +190,8 @@ def _create(path: str, dtype, shape: tuple):
 
 def _bench_start(state: dict, request: dict, progress) -> dict:
     """First inference, then warm up until the median of a window stops falling (or the time is up)."""
-    count, arrays = _open_feed(request["feed"])
-    state["samples"] = [_sample(state["session"], arrays, i) for i in range(min(count, request["keep"]))]
+    count, arrays, whole = _open_feed(request["feed"])
+    state["samples"] = [_sample(state["session"], arrays, whole, i) for i in range(min(count, request["keep"]))]
     state["next"] = 0
     first = _timed(state, 1)[0]
     window, best, warm = 5, None, [first]

@@ -93,7 +93,7 @@ def test_pt2_to_onnx_and_on_to_openvino(pixels, tmp_path):
     told = step("pt2_to_onnx").run(pixels, str(tmp_path / "m.onnx"))
     session = needs("onnxruntime").load(str(tmp_path / "m.onnx"))
     check_names(told, session)
-    assert session.inputs[0]["shape"] == [1, 3, 8, 6] and told["notes"] == ["batch fixed to 1"]
+    assert session.inputs[0]["shape"] == [1, 3, 8, 6] and told["notes"] == ["fixed to image [1, 3, 8, 6]"]
     assert files(tmp_path) == ["m.onnx"]  # no external data, nothing left behind
     for name, value in session.run({"image": image()}).items():
         np.testing.assert_allclose(value, want[name], atol=1e-5)

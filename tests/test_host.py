@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lepton_edge import host
+from lepton_edge import doctor, host
 
 AVX2 = "processor\t: 0\nmodel name\t: Intel(R) Core(TM) i5-7200U\nflags\t\t: fpu avx avx2 fma f16c\ncpu MHz\t: 800.5\n"
 PI5 = (
@@ -88,8 +88,8 @@ def test_arm_board_is_named_by_board_and_core(tmp_path):
     ],
 )
 def test_int8_advice(isa, words):
-    assert words in host.int8_advice(isa)
-    assert ("7-bit" in host.int8_advice(isa)) == ("saturates" in words)
+    assert words in doctor.int8_advice(isa)
+    assert ("7-bit" in doctor.int8_advice(isa)) == ("saturates" in words)
 
 
 def test_cgroup_v2_takes_the_tightest_level(tmp_path):
@@ -129,7 +129,7 @@ def test_cgroup_path_of_the_host_seen_from_a_container(tmp_path):
 
 
 def test_doctor_on_this_machine(tmp_path):
-    checks = host.doctor_checks(tmp_path / "not" / "there")
+    checks = doctor.doctor_checks(tmp_path / "not" / "there")
     assert all(set(entry) == {"check", "status", "detail", "fix"} for entry in checks)
     assert {entry["status"] for entry in checks} <= {"ok", "warn", "missing", "error"}
     assert all(entry["fix"] for entry in checks if entry["status"] in ("missing", "error"))
@@ -139,32 +139,32 @@ def test_doctor_on_this_machine(tmp_path):
 
 
 def test_doctor_reads_extras_from_the_package_itself():
-    table = host.extras_of("lepton-edge")
+    table = doctor.extras_of("lepton-edge")
     assert any(need.startswith("onnxruntime") for need in table["onnx"])
-    assert host.extras_of("no-such-distribution") == {}
+    assert doctor.extras_of("no-such-distribution") == {}
 
 
 def test_doctor_names_what_is_missing_and_the_command(monkeypatch):
-    monkeypatch.setattr(host, "package_versions", lambda names: {n: "1.0" for n in names if n == "onnx"})
-    entry = host._check_extra("onnx", ["onnx>=0.9", "onnxruntime>=1.20"])
+    monkeypatch.setattr(doctor, "package_versions", lambda names: {n: "1.0" for n in names if n == "onnx"})
+    entry = doctor._check_extra("onnx", ["onnx>=0.9", "onnxruntime>=1.20"])
     assert (entry["status"], entry["fix"]) == ("missing", "pip install 'lepton-edge[onnx]'")
     assert entry["detail"] == "not installed: onnxruntime>=1.20"
-    assert host._check_extra("onnx", ["onnx>=2"])["detail"] == "onnx 1.0 is installed, >=2 is needed"
-    assert host._check_extra("onnx", ["onnx>=1"]) == host._entry("extra onnx", "ok", "onnx 1.0")
+    assert doctor._check_extra("onnx", ["onnx>=2"])["detail"] == "onnx 1.0 is installed, >=2 is needed"
+    assert doctor._check_extra("onnx", ["onnx>=1"]) == doctor._entry("extra onnx", "ok", "onnx 1.0")
 
 
 def test_doctor_knows_the_clashes():
-    clash = host._check_numpy({"tflite-runtime": "2.14.0", "numpy": "2.1.3"})
+    clash = doctor._check_numpy({"tflite-runtime": "2.14.0", "numpy": "2.1.3"})
     assert clash[0]["status"] == "error" and "numpy<2" in clash[0]["fix"]
-    assert host._check_numpy({"tflite-runtime": "2.14.0", "numpy": "1.26.4"}) == []
-    assert host._check_numpy({"numpy": "2.1.3"}) == []
-    assert host._check_tflite_runtime({}, (3, 12))[0]["status"] == "warn"
-    assert host._check_tflite_runtime({}, (3, 11)) == []
-    pair = host._check_keras({"tensorflow": "2.21.0", "tf-keras": "2.19.0", "keras": "3.1.0"})
+    assert doctor._check_numpy({"tflite-runtime": "2.14.0", "numpy": "1.26.4"}) == []
+    assert doctor._check_numpy({"numpy": "2.1.3"}) == []
+    assert doctor._check_tflite_runtime({}, (3, 12))[0]["status"] == "warn"
+    assert doctor._check_tflite_runtime({}, (3, 11)) == []
+    pair = doctor._check_keras({"tensorflow": "2.21.0", "tf-keras": "2.19.0", "keras": "3.1.0"})
     assert pair[0]["status"] == "error" and pair[0]["fix"] == "pip install 'tf-keras~=2.21.0'"
-    old = host._check_keras({"tensorflow": "2.16.1", "keras": "2.15.0"})
+    old = doctor._check_keras({"tensorflow": "2.16.1", "keras": "2.15.0"})
     assert old[0]["check"] == "tensorflow and keras" and old[0]["status"] == "error"
-    assert host._check_keras({}) == []
+    assert doctor._check_keras({}) == []
 
 
 def test_doctor_warns_of_tight_limits(tmp_path):
@@ -174,15 +174,15 @@ def test_doctor_warns_of_tight_limits(tmp_path):
         "sys/fs/cgroup/cgroup.controllers": "",
         "sys/fs/cgroup/memory.max": "1073741824\n",
     }
-    entry = host._check_limits(tree(tmp_path, files))[0]
+    entry = doctor._check_limits(tree(tmp_path, files))[0]
     assert entry["status"] == "warn" and "cgroup v2 allows 1.0 GB" in entry["detail"]
     tree(tmp_path, {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/cpu.max": "10000 100000\n"})
-    entry = host._check_limits(tmp_path)[0]
+    entry = doctor._check_limits(tmp_path)[0]
     assert entry["status"] == "warn" and "0.1 CPUs" in entry["detail"] and "quota" in entry["fix"]
 
 
 def test_doctor_measures_the_cache(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "blob").write_bytes(bytes(5000))
-    assert host.folder_size(tmp_path) == 5000
-    assert str(tmp_path) in host._check_cache(tmp_path)[0]["detail"]
+    assert doctor.folder_size(tmp_path) == 5000
+    assert str(tmp_path) in doctor._check_cache(tmp_path)[0]["detail"]

@@ -6,6 +6,7 @@ import io
 import mmap
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from lepton_edge.errors import LeptonError
 
@@ -51,7 +52,7 @@ def recognise(path: Path, head: bytes) -> bool:
     return 7 in seen and bool(seen & {1, 8})
 
 
-def _varint(f: io.BufferedReader) -> int | None:
+def _varint(f: BinaryIO) -> int | None:
     value = shift = 0
     while byte := f.read(1):
         value |= (byte[0] & 0x7F) << shift
@@ -72,7 +73,7 @@ def files(path: Path) -> list[Path]:
         if m.find(b"\x0a\x08location") < 0:
             return [path]
         names = {
-            m[at.end() : at.end() + _varint(io.BytesIO(at[1]))].decode("utf-8", "replace")
+            m[at.end() : at.end() + (_varint(io.BytesIO(at[1])) or 0)].decode("utf-8", "replace")
             for at in re.finditer(EXTERNAL, m)
         }
     folder = path.parent.resolve()

@@ -18,6 +18,7 @@ import numpy as np
 from lepton_edge.errors import LeptonError
 from lepton_edge.inspectors._common import CHUNK, Weights, assemble, count_nonzeros, damaged, layer, spec
 from lepton_edge.inspectors._keras_graph import MODELS, Walk, dtype_of, layers_of, walk
+from lepton_edge.tf_export.source import unique
 
 REQUIRES = ("h5py>=3.11",)
 EXTRA = "tensorflow"
@@ -167,7 +168,7 @@ def _report(format: str, version: Any, model: dict, owned: _Owned) -> dict[str, 
     if not found.calls:
         layers = [layer(model.get("class_name", "?"), str(model.get("class_name")), None, None)]
     dtypes = {_leaf(call.path): dtype_of(call.config) for call in found.calls}
-    names = _unique([name for name, _ in found.outputs])
+    names = unique([name for name, _ in found.outputs])
     return assemble(
         format=format,
         producer=f"Keras {version}" if version else "Keras",
@@ -182,18 +183,6 @@ def _report(format: str, version: Any, model: dict, owned: _Owned) -> dict[str, 
         quantized=_quantized(owned),
         notes=notes + _refused(found),
     )
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Repeated names numbered as the runtime does: rnn, rnn_1, rnn_2."""
-    result: list[str] = []
-    for name in names:
-        candidate, count = name, 0
-        while candidate in result:
-            count += 1
-            candidate = f"{name}_{count}"
-        result.append(candidate)
-    return result
 
 
 def _leaf(path: str) -> str:

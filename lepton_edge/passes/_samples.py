@@ -12,7 +12,7 @@ from lepton_edge.feeds import load_feed, spread
 
 
 class Samples:
-    """Up to `limit` samples, spread evenly over the folder: each is {input name: array [1, ...]}.
+    """Up to `limit` samples, spread evenly over the folder: each is {input name: array as the model takes it}.
 
     It can be iterated again and again; arrays are memory-mapped, so memory holds one sample.
     """
@@ -33,7 +33,7 @@ class Samples:
                 f"{Path(model).name} takes {', '.join(sorted(inputs))}",
                 hint="name the arrays of the data as the model's inputs",
             )
-        self._arrays = feed.open()
+        self._arrays, self._whole = feed.open(), feed.whole
         self._indices = spread(feed.count, limit, seed)
 
     def __len__(self) -> int:
@@ -41,7 +41,10 @@ class Samples:
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         i = int(self._indices[position])
-        return {name: np.ascontiguousarray(array[i : i + 1]) for name, array in self._arrays.items()}
+        return {
+            name: np.array(array[i, ...] if name in self._whole else array[i : i + 1], order="C")
+            for name, array in self._arrays.items()
+        }
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self[i] for i in range(len(self)))

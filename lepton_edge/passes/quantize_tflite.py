@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
+from lepton_edge.tflite_plain import plain
 
 REQUIRES = ("ai-edge-quantizer>=0.6", "ai-edge-litert>=2.1")
 _RANGES = ("minmax", "average")
@@ -37,7 +39,7 @@ def run(
     name = Path(src).name
     if ranges not in _RANGES:
         raise LeptonError(f"unknown ranges '{ranges}'", hint=f"known: {', '.join(_RANGES)}")
-    model = _with_signature(_read(src, name))
+    model = _with_signature(plain(_read(src, name)))
     key, inputs = _signature(model)
     feed = Samples(data, inputs, samples, seed, src)
     update = qsv_utils.min_max_update if ranges == "minmax" else qsv_utils.moving_average_update
@@ -47,6 +49,9 @@ def run(
             worker = quantizer.Quantizer(model, recipe.static_wi8_ai8())
             for end in ("INPUT", "OUTPUT"):
                 worker.update_quantization_recipe(regex=".*", operation_name=end, algorithm_key="no_quantize")
+            if divisions := _delicate_divisions(model):
+                names = "|".join(f"^{re.escape(n)};?$" for n in divisions)
+                worker.update_quantization_recipe(regex=names, operation_name="DIV", algorithm_key="no_quantize")
             calibration = calibrator.Calibrator(model, num_threads=2, qsv_update_func=update)
             for i, sample in enumerate(feed):
                 # one sample a call: state of recurrent layers is reset between calls
@@ -151,6 +156,27 @@ def _with_signature(model: bytes) -> bytes:
     builder = flatbuffers.Builder(len(model))
     builder.Finish(tree.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _delicate_divisions(model: bytes) -> list[str]:
+    """Outputs of the DIVs whose divisor may round to zero in int8, which LiteRT refuses: they stay float."""
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree: Any = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
+    found = []
+    for graph in tree.subgraphs:
+        for op in graph.operators:
+            if tree.operatorCodes[op.opcodeIndex].builtinCode != schema.BuiltinOperator.DIV:
+                continue
+            divisor = graph.tensors[op.inputs[1]]
+            data = tree.buffers[divisor.buffer].data
+            if data is not None and len(data) and divisor.type == schema.TensorType.FLOAT32:
+                sizes = np.abs(np.frombuffer(bytes(data), np.float32))
+                if sizes.min() > sizes.max() / 100:
+                    continue
+            found.append(graph.tensors[op.outputs[0]].name.decode())
+    return found
 
 
 def _save(model: bytes, dst: str) -> None:

@@ -74,7 +74,7 @@ def load(model: str, *, threads: int = 1, **options: Any) -> Session:
         named.symlink_to(Path(model).resolve())
         try:
             loaded = keras.saving.load_model(named, compile=False, safe_mode=True)
-        except Exception as error:
+        except Exception as error:  # Keras lets through whatever rebuilding a layer raises
             if not version.startswith("2."):
                 raise ValueError(f"Keras cannot load '{model}': {_first_line(error)}") from error
             loaded, library = _load_keras2(str(named), model, error)
@@ -95,7 +95,7 @@ def _load_keras2(named: str, model: str, first: Exception) -> tuple[Any, Any]:
         raise ValueError(f"Keras 3 cannot load '{model}', a Keras 2 file: {_first_line(first)}") from first
     try:
         return tf_keras.models.load_model(named, compile=False, safe_mode=True), tf_keras
-    except Exception as error:
+    except Exception as error:  # as above, of tf_keras
         raise ValueError(f"neither Keras 3 nor tf_keras can load '{model}': {_first_line(error)}") from error
 
 

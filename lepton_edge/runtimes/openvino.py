@@ -103,7 +103,8 @@ class Session:
             array = feeds[name]
             if array.dtype != self._dtypes[name]:
                 raise ValueError(f"input '{name}' takes {self._dtypes[name]}, got {array.dtype}")
-            arrays[index] = np.ascontiguousarray(array)
+            # OpenVINO writes to a scalar that it is given.
+            arrays[index] = np.ascontiguousarray(array) if array.ndim else array.copy()
         try:
             results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
         except RuntimeError as error:

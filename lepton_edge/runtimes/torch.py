@@ -161,9 +161,9 @@ def _not_for_inference(program: Any) -> str:
             return training.format("its dropout is random")
         if kind == "batch_norm" and given.get("training") and given.get("running_mean") is not None:
             return training.format("its batch normalisation uses the batch")
-        first = node.args[0] if node.args else None
-        if schema.is_mutable and getattr(first, "name", None) in buffers:
-            changed.append(buffers[first.name])
+        first = getattr(node.args[0], "name", None) if node.args else None
+        if schema.is_mutable and first in buffers:
+            changed.append(buffers[first])
     return f"it changes its own buffer '{changed[0]}' when it runs, so runs would differ" if changed else ""
 
 
@@ -385,8 +385,10 @@ def _is_function(node: ast.Call) -> bool:
         return (
             bool(values)
             and all(isinstance(v, ast.Constant) and literal.fullmatch(str(v.value)) for v in values)
-            and all(k.arg in keys and isinstance(k.value, ast.Constant) for k in node.keywords)
-            and all(k.value.value in range(1001) for k in node.keywords)
+            and all(
+                k.arg in keys and isinstance(k.value, ast.Constant) and k.value.value in range(1001)
+                for k in node.keywords
+            )
         )
     if name not in _OPERATIONS or node.keywords or not all(map(_is_arithmetic, node.args)):
         return False
@@ -395,15 +397,16 @@ def _is_function(node: ast.Call) -> bool:
 
 def _is_small(node: ast.AST) -> bool:
     """Whether an exponent is a symbol, or a number below 100."""
-    if isinstance(node, ast.Call) and _is_function(node) and node.func.id in _LITERALS:
-        return node.func.id == "Symbol" or all(map(_is_small, node.args))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _LITERALS:
+        return _is_function(node) and (node.func.id == "Symbol" or all(map(_is_small, node.args)))
     if isinstance(node, ast.UnaryOp):
         return _is_small(node.operand)
     if isinstance(node, ast.Name):
         return bool(_SYMBOL.fullmatch(node.id))
-    value = getattr(node, "value", None)
-    is_number = isinstance(value, (int, float)) or (isinstance(value, str) and _NUMBER.fullmatch(value))
-    return isinstance(node, ast.Constant) and bool(is_number) and abs(float(value)) < 100
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        return False
+    return isinstance(value, (int, float, str)) and abs(float(value)) < 100
 
 
 def _clean_tree(spec: str, key: re.Pattern[str]) -> str:

@@ -95,13 +95,18 @@ class Model:
         if len(counts) != 1 or counts == {0}:
             raise BundleError(f"the inputs hold {sorted(counts)} samples: give as many of each, at least one")
         specs = {spec["name"]: spec for spec in self._session.inputs}
+        whole = [spec["name"] for spec in self.inputs if spec.get("whole")]
         for i in range(counts.pop()):
             feeds = {}
             for port in self._ports("inputs"):
                 spec, sample = specs[port["name"]], batches[port["source"]][i : i + 1]
+                sample = sample[0, ...] if port["source"] in whole else sample
                 sample = sample if not port["perm"] else sample.transpose(port["perm"])
-                sample = sample if spec["shape"] else sample.reshape(())
-                feeds[port["name"]] = np.ascontiguousarray(self._stored(sample, spec))
+                if any(size not in (None, n) for size, n in zip(spec["shape"], sample.shape)):
+                    raise BundleError(
+                        f"input '{port['source']}': this model was made for {spec['shape']}, not {list(sample.shape)}"
+                    )
+                feeds[port["name"]] = np.array(self._stored(sample, spec), order="C")
             yield self._real(self._session.run(feeds))
 
     def _stored(self, sample, spec: dict):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lepton_edge.errors import LeptonError
+from lepton_edge.shapes import parse
 from lepton_edge.tflite_writer.graph import Graph, Node
 
 _NARROW = {"float64": "float32", "float16": "float32", "bfloat16": "float32"}
@@ -71,33 +72,11 @@ def repair(model: Any) -> Any:
     return model
 
 
-def parse_shapes(text: str) -> dict[str, list[int]]:
-    """'x=1,3,224,224;y=1,10' -> {'x': [1, 3, 224, 224], 'y': [1, 10]}; a lone '1,3,224,224' has the key ''."""
-    shapes: dict[str, list[int]] = {}
-    for part in filter(None, (p.strip() for p in text.split(";"))):
-        name, _, dims = part.rpartition("=")
-        try:
-            shapes[name.strip()] = [int(d) for d in dims.replace("x", ",").split(",")]
-        except ValueError as error:
-            raise LeptonError(
-                f"input_shapes: cannot read '{part}'", hint="write NAME=1,3,224,224, several divided by ';'"
-            ) from error
-    return shapes
-
-
 def fix_inputs(model: Any, input_shapes: str = "") -> list[str]:
     """Makes every input static in place: given shapes first, then 1 for the batch. Returns the input names."""
     held = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in held]
-    wanted = parse_shapes(input_shapes)
-    if "" in wanted and len(inputs) == 1:
-        wanted[inputs[0].name] = wanted.pop("")
-    unknown = set(wanted) - {i.name for i in inputs}
-    if unknown:
-        raise LeptonError(
-            f"input_shapes names {sorted(unknown)}, which the model doesn't have",
-            hint=f"inputs: {', '.join(i.name for i in inputs)}",
-        )
+    wanted = parse(input_shapes, [i.name for i in inputs])
     symbols, free, changed = {}, [], False
     for item in inputs:
         if not item.type.HasField("tensor_type"):
@@ -199,6 +178,11 @@ def optimise(model: Any) -> Any:
             )
         except Exception as error:  # every failure of ONNX Runtime has a class of its own, with no public base
             text = " ".join(str(error).split())[:300]
+            if any(n.op_type == "If" for n in model.graph.node):  # one branch may not suit the sizes of the samples
+                raise LeptonError(
+                    f"no TFLite counterpart for: If, whose branches ONNX Runtime does not accept: {text}",
+                    hint="export the branch that is wanted as a model of its own",
+                ) from error
             raise LeptonError(
                 f"ONNX Runtime does not accept the model: {text}", hint="check it with onnx.checker, or export it again"
             ) from error
