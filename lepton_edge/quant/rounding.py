@@ -1,0 +1,158 @@
+"""Weights for the inputs that a quantized model really sees: least squares, then rounding that repays its errors.
+
+A layer's float output y is what its weights should give from the input x^ that the quantized layers before it leave:
+- `refit` solves min |y - W x^ - b|^2 with a ridge towards the given weights, which also corrects the bias; noise of
+  the activations in directions that carry little signal is thereby filtered out (a Wiener filter). The asymmetric
+  objective is that of Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration",
+  arXiv:2504.02692;
+- `gptq` rounds column by column and spreads each error over the columns to come, by the inverse of E[x^ x^T]
+  (Frantar et al., "GPTQ", arXiv:2210.17323), with scales of least weighted error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lepton_edge.quant.grid import Grid, weight_grid
+
+BLOCK = 64
+RIDGES = (1e-3, 1e-1)
+
+
+@dataclass
+class Moments:
+    """Sums over positions, by group: `xx` [G, F, F], `yx` [G, O, F], of x and y: F features with a last one of 1."""
+
+    xx: np.ndarray
+    yx: np.ndarray
+    yy: np.ndarray
+    count: int = 0
+
+    @classmethod
+    def of(cls, groups: int, outputs: int, features: int) -> Moments:
+        """Empty sums; `features` without the constant one."""
+        wide = features + 1
+        return cls(
+            np.zeros((groups, wide, wide), np.float64),
+            np.zeros((groups, outputs, wide), np.float64),
+            np.zeros((groups, outputs), np.float64),
+        )
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Take x [G, P, F] and y [G, P, O]."""
+        x = np.concatenate([x, np.ones((*x.shape[:2], 1), x.dtype)], axis=2)
+        self.xx += np.matmul(x.transpose(0, 2, 1), x)
+        self.yx += np.matmul(y.transpose(0, 2, 1), x)
+        self.yy += (y.astype(np.float64) ** 2).sum(1)
+        self.count += x.shape[1]
+
+    def merged(self, other: Moments) -> Moments:
+        """The sums of both."""
+        return Moments(self.xx + other.xx, self.yx + other.yx, self.yy + other.yy, self.count + other.count)
+
+    def error(self, w: np.ndarray) -> np.ndarray:
+        """Sum of (y - w x)^2 over positions and outputs, by group [G]; w [G, O, F + 1]."""
+        squares = np.einsum("gof,gof->g", np.matmul(w, self.xx), w)
+        return self.yy.sum(1) - 2 * np.einsum("gof,gof->g", self.yx, w) + squares
+
+
+def refit(w: np.ndarray, halves: tuple[Moments, Moments]) -> np.ndarray:
+    """The weights [G, O, F + 1] (last: bias) of least squared error, as far as unseen samples confirm it.
+
+    Each ridge of RIDGES (relative to the mean square of the features) and "bias only" is solved on one half of the
+    samples and judged on the other; the kind of least error is then solved on all of them, group by group.
+    """
+    fit, check = halves
+    total = fit.merged(check)
+    kinds = (*RIDGES, None)
+    errors = [check.error(_ridge(w, fit, ridge)) for ridge in kinds]
+    errors.append(check.error(w))
+    best = np.stack(errors).argmin(0)
+    made = w.copy()
+    for k, ridge in enumerate(kinds):
+        if (best == k).any():
+            made[best == k] = _ridge(w, total, ridge)[best == k]
+    return made
+
+
+def _ridge(w: np.ndarray, moments: Moments, ridge: float | None) -> np.ndarray:
+    """Least squares with a pull of `ridge` towards w; None: the bias alone."""
+    if ridge is None:
+        return bias_only(w, moments)
+    wide = w.shape[2]
+    power = np.trace(moments.xx[:, :-1, :-1], axis1=1, axis2=2) / max(wide - 1, 1)
+    eye = np.eye(wide)
+    eye[-1, -1] = 0.0  # the bias is free
+    penalty = (ridge * power + 1e-12)[:, None, None] * eye
+    left = moments.xx + penalty
+    left[:, -1, -1] += 1e-9 * max(moments.count, 1)
+    right = moments.yx + np.matmul(w, penalty)
+    return np.linalg.solve(left, right.transpose(0, 2, 1)).transpose(0, 2, 1)
+
+
+def bias_only(w: np.ndarray, moments: Moments) -> np.ndarray:
+    """`w` with the bias that makes the mean of every output right (Nagel et al., "Data-Free Quantization Through
+    Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with the empirical mean)."""
+    made = w.copy()
+    mean_x = moments.xx[:, -1, :-1] / max(moments.count, 1)
+    mean_y = moments.yx[:, :, -1] / max(moments.count, 1)
+    made[:, :, -1] = mean_y - np.einsum("gof,gf->go", w[:, :, :-1], mean_x)
+    return made
+
+
+def scales(w: np.ndarray, weights: np.ndarray, per_channel: bool = True, bits: int = 8) -> np.ndarray:
+    """Largest representable value of each output channel [G, O] with the least error weighted by `weights` [G, F]."""
+    last = 2 ** (bits - 1) - 1
+    peak = np.abs(w).max(2)
+    if not per_channel:
+        peak = np.full_like(peak, peak.max())
+    best, kept = np.full(peak.shape, np.inf), peak.copy()
+    for cut in np.linspace(1.0, 0.7, 16):
+        step = np.maximum(peak * cut, 1e-12)[:, :, None] / last
+        moved = np.clip(np.rint(w / step), -last, last) * step
+        error = ((w - moved) ** 2 * weights[:, None, :]).sum(2)
+        if not per_channel:
+            error = np.full_like(error, error.sum())
+        better = error < best * (1 - 1e-9)
+        best, kept = np.where(better, error, best), np.where(better, peak * cut, kept)
+    return kept
+
+
+def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: float = 0.01) -> np.ndarray:
+    """Integers [G, O, F] of w [G, O, F] on the grid of `peak` [G, O], for features with second moments xx [G, F, F]."""
+    groups, outputs, features = w.shape
+    last = 2 ** (bits - 1) - 1
+    step = (np.maximum(peak, 1e-12) / last)[:, :, None]
+    diagonal = np.einsum("gff->gf", xx)
+    order = np.argsort(-diagonal, axis=1, kind="stable")
+    back = np.argsort(order, axis=1)
+    xx = np.take_along_axis(np.take_along_axis(xx, order[:, :, None], 1), order[:, None, :], 2)
+    left = np.take_along_axis(w / step, order[:, None, :], 2)  # in steps
+    mean = np.maximum(diagonal.mean(1), 1e-12)
+    inverse = np.linalg.inv(xx + (damp * mean)[:, None, None] * np.eye(features))
+    upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
+    made = np.zeros_like(left)
+    for start in range(0, features, BLOCK):
+        stop = min(start + BLOCK, features)
+        errors = np.zeros((groups, outputs, stop - start))
+        for k in range(start, stop):
+            made[:, :, k] = np.clip(np.rint(left[:, :, k]), -last, last)
+            error = (left[:, :, k] - made[:, :, k]) / upper[:, k, k][:, None]
+            left[:, :, k + 1 : stop] -= error[:, :, None] * upper[:, None, k, k + 1 : stop]
+            errors[:, :, k - start] = error
+        left[:, :, stop:] -= np.matmul(errors, upper[:, start:stop, stop:])
+    return np.take_along_axis(made, back[:, None, :], 2).astype(np.int64)
+
+
+def nearest(w: np.ndarray, peak: np.ndarray, bits: int = 8) -> np.ndarray:
+    """Integers [G, O, F] by rounding each weight to the nearest."""
+    last = 2 ** (bits - 1) - 1
+    step = (np.maximum(peak, 1e-12) / last)[:, :, None]
+    return np.clip(np.rint(w / step), -last, last).astype(np.int64)
+
+
+def grid_of(peak: np.ndarray, axis: int | None, bits: int = 8) -> Grid:
+    """The grid of a layer's weights from `peak` [G, O]."""
+    return weight_grid(peak.reshape(-1) if axis is not None else peak.max(), axis, bits)
