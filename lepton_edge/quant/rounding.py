@@ -121,28 +121,35 @@ def scales(w: np.ndarray, weights: np.ndarray, per_channel: bool = True, bits: i
 
 
 def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: float = 0.01) -> np.ndarray:
-    """Integers [G, O, F] of w [G, O, F] on the grid of `peak` [G, O], for features with second moments xx [G, F, F]."""
-    groups, outputs, features = w.shape
+    """Integers [G, O, F] of w [G, O, F] on the grid of `peak` [G, O], for features with second moments xx [G, F, F].
+
+    Written as LDLQ (Chee et al., "QuIP", arXiv:2307.13304, theorem 6: the same integers without an inverse): with
+    xx = U D U^T, U unit upper triangular, column k is rounded after adding the errors of the columns before times U.
+    """
+    _, outputs, features = w.shape
     last = 2 ** (bits - 1) - 1
     step = (np.maximum(peak, 1e-12) / last)[:, :, None]
     diagonal = np.einsum("gff->gf", xx)
     order = np.argsort(-diagonal, axis=1, kind="stable")
     back = np.argsort(order, axis=1)
     xx = np.take_along_axis(np.take_along_axis(xx, order[:, :, None], 1), order[:, None, :], 2)
-    left = np.take_along_axis(w / step, order[:, None, :], 2)  # in steps
+    want = np.take_along_axis(w / step, order[:, None, :], 2)  # in steps
     mean = np.maximum(diagonal.mean(1), 1e-12)
-    inverse = np.linalg.inv(xx + (damp * mean)[:, None, None] * np.eye(features))
-    upper = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
-    made = np.zeros_like(left)
+    damped = xx + (damp * mean)[:, None, None] * np.eye(features)
+    upper = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+    upper = upper / np.einsum("gff->gf", upper)[:, None, :]
+    errors = np.zeros_like(want)
+    made = np.zeros_like(want)
     for start in range(0, features, BLOCK):
         stop = min(start + BLOCK, features)
-        errors = np.zeros((groups, outputs, stop - start))
-        for k in range(start, stop):
-            made[:, :, k] = np.clip(np.rint(left[:, :, k]), -last, last)
-            error = (left[:, :, k] - made[:, :, k]) / upper[:, k, k][:, None]
-            left[:, :, k + 1 : stop] -= error[:, :, None] * upper[:, None, k, k + 1 : stop]
-            errors[:, :, k - start] = error
-        left[:, :, stop:] -= np.matmul(errors, upper[:, start:stop, stop:])
+        left = want[:, :, start:stop] + np.matmul(errors[:, :, :start], upper[:, :start, start:stop])
+        for k in range(stop - start):
+            at = start + k
+            column = left[:, :, k]
+            if k:
+                column = column + np.matmul(errors[:, :, start:at], upper[:, start:at, at, None])[:, :, 0]
+            made[:, :, at] = np.clip(np.rint(column), -last, last)
+            errors[:, :, at] = want[:, :, at] - made[:, :, at]
     return np.take_along_axis(made, back[:, None, :], 2).astype(np.int64)
 
 
