@@ -80,6 +80,27 @@ DATA: Group = {
         None,
     ),
 }
+#: For the commands that calibrate nothing: the same options, told by what they do there.
+SAMPLES: Group = {k: v for k, v in DATA.items() if k != "samples"} | {
+    "data": (
+        Annotated[
+            str | None,
+            typer.Option("--data", metavar="PATH", help="Samples to run it on: .npz, .npy or a folder of images."),
+        ],
+        None,
+    ),
+    "evaluation": (
+        Annotated[
+            str | None,
+            typer.Option("--eval", metavar="PATH", help="The same, under the name it has elsewhere; wins over --data."),
+        ],
+        None,
+    ),
+    "evaluation_samples": (
+        Annotated[int | None, typer.Option("--samples", min=1, help="Samples to run it on at most (5000).")],
+        None,
+    ),
+}
 TRAIN: Group = {
     "train": (
         Annotated[
@@ -141,16 +162,16 @@ def command(app: typer.Typer, *groups: Group, name: str | None = None) -> Callab
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
         del run.__wrapped__  # type: ignore[attr-defined]
-        app.command(name, help=_help(inspect.getdoc(function) or ""))(run)
+        app.command(name, help=help_text(function.__doc__ or ""))(run)
         return function
 
     return wrap
 
 
-def _help(doc: str) -> str:
+def help_text(doc: str) -> str:
     """The docstring with its example on lines of its own (\\b keeps click from filling them into a paragraph)."""
-    text, _, example = doc.partition("Example: ")
-    lines = [f"  {line.strip('` ')}" for line in example.split("·")]
+    text, _, example = inspect.cleandoc(doc).partition("Example: ")
+    lines = [f"  {line.strip().replace('`', '')}" for line in example.split("·")]
     return "\n".join([text.rstrip(), "", "\b", "Example:", *lines])
 
 
@@ -291,6 +312,7 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         evaluation=given.get("evaluation"),
         training=given.get("train"),
         samples=given.get("samples"),
+        evaluation_samples=given.get("evaluation_samples"),
     )
     r = recipes.override(
         r,

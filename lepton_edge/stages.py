@@ -17,7 +17,7 @@ from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
-from lepton_edge.plan import plan
+from lepton_edge.plan import plan, route
 from lepton_edge.ports import Ports
 from lepton_edge.progress import Silent
 from lepton_edge.registry import Runtime, Step
@@ -92,6 +92,24 @@ class Answers:
     info: dict
     feed: Feed
     specs: tuple[list[dict], list[dict]] = field(default=([], []))
+
+
+def require_extras(
+    doing: str, source: str, targets: Sequence[str], ways: Sequence[Sequence[str]], *, all_of_them: bool = True
+) -> None:
+    """Raise MissingExtra, with one command that installs the packages of the whole road, before anything starts.
+
+    ``ways`` are the verbs of each way to go. Not ``all_of_them``: only when the source model itself cannot be run;
+    what a target lacks is then told of its candidates, and the others come out.
+    """
+    own, known = registry.runtime_needs(source), registry.steps()
+    needs = list(own)
+    for target in targets:
+        for verbs in ways:
+            needs += [r for step in route(source, target, tuple(verbs), known) or () for r in step.requires]
+        needs += registry.runtime_needs(target)
+    if all_of_them or registry.missing(own):
+        registry.require(f"{doing} ({source} to {', '.join(targets)})", tuple(dict.fromkeys(needs)))
 
 
 def load_source(road: Road, path: Path, *, runtime: str | None = None) -> Source:

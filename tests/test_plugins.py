@@ -158,6 +158,27 @@ def test_a_missing_package_names_the_extra(plugins):
     assert e.value.hint == "pip install 'lepton-edge[openvino]'"
 
 
+def test_packages_of_several_extras_are_one_command():
+    lacking = ("tensorflow>=9999", "onnx>=9999", "onnxruntime>=9999", "no-such-package>=1")
+    with pytest.raises(MissingExtra, match="which are not installed") as e:
+        registry.require("x", lacking)
+    assert e.value.hint == "pip install 'lepton-edge[tensorflow]' 'no-such-package>=1'", "it brings onnx too"
+    with pytest.raises(MissingExtra) as e:
+        registry.require("x", ("openvino>=9999", "torch>=9999"))
+    assert e.value.hint == "pip install 'lepton-edge[openvino,torch]'"
+
+
+def test_a_whole_road_says_at_once_what_it_lacks(fakes, plugins, tmp_path):
+    model, recipe = fakes
+    plugins("converters/fake_to_fake2.py", 'REQUIRES = ("openvino>=9999",)\n' + CONVERTER)
+    plugins("passes/quantize_fake2.py", 'REQUIRES = ("torch>=9999",)\n' + PASS)
+    registry._read.cache_clear()
+    with pytest.raises(MissingExtra) as e:
+        api.quantize(model, "fake2", tmp_path / "out.fake2", recipe)
+    assert e.value.hint == "pip install 'lepton-edge[openvino,torch]'"
+    assert not (tmp_path / "out.fake2").exists()
+
+
 def test_a_step_that_writes_nothing_is_told(fakes, plugins, tmp_path):
     model, recipe = fakes
     plugins("converters/fake_to_fake2.py", "def run(src, dst):\n    return {}\n")
