@@ -30,6 +30,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     start = time.monotonic()
     rundir.check(out)
     device = get_device(recipe.compress.device)
+    threads = record.threads(recipe, device)
     asked = targets(recipe.compress.to)
     formats = asked or targets(device.formats or TARGETS)
     schemes = [verbs for _, verbs in candidates.schemes(recipe)]
@@ -45,7 +46,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         made = candidates.make(road, source.model(feeds.evaluation), formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
-        timed = candidates.time(road, judged, recipe, record.threads(recipe, device))
+        timed = candidates.time(road, judged, recipe, threads)
         candidates.require_one(timed)
         run = record.run_record(source, feeds, reference, device, recipe, candidates.rows(timed, folder), formats)
         run["seconds"] = round(time.monotonic() - start, 1)
@@ -84,9 +85,9 @@ def convert(
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model)
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=not verbs)
+        reference = stages.reference(road, source, feeds.evaluation)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
         result = stages.travel(road, source.model(feeds.evaluation), target, verbs, options, feeds.by_verb())
-        reference = stages.reference(road, source, feeds.evaluation)
         road.progress.stage(f"verifying the {target} model on {feeds.evaluation.count} samples")
         got = stages.answers(road, result, feeds.evaluation)
         figures = stages.judge(reference, got, feeds.labels())
@@ -164,6 +165,7 @@ def bench(
     models: Sequence[Path], recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None
 ) -> dict:
     """Latency of one or more models on this machine, interleaved; the ratio of each to the first."""
+    threads = record.threads(recipe, get_device(recipe.compress.device))
     with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
         entrants, arts = [], {}
         for k, path in enumerate(models):
@@ -174,12 +176,11 @@ def bench(
             entrants.append(timing.Entrant(name, path, source.runtime, feeds.evaluation.folder))
         road.workers.drop()
         road.progress.stage("measuring latency, models in turn")
-        device = get_device(recipe.compress.device)
         timings = timing.measure(
             entrants,
             seconds=recipe.bench.seconds,
             rounds=recipe.bench.rounds,
-            threads=record.threads(recipe, device),
+            threads=threads,
             seed=recipe.compress.seed,
             progress=road.progress.update,
         )

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lepton_edge import settings
 from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.registry import PACKAGE
 
 Progress = Callable[[int, int, str], None]
 #: Seconds of silence after which a worker counts as hung; a step's own progress messages reset it.
-SILENCE = float(os.environ.get("LEPTON_EDGE_TIMEOUT", "1800"))
+SILENCE = 1800.0
 _live: set[Worker] = set()
 
 
@@ -81,7 +82,7 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
-        silence = silence or SILENCE
+        silence = silence or settings.number("LEPTON_EDGE_TIMEOUT", SILENCE)
         while True:
             line = self._read_line(silence)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -47,9 +48,10 @@ class Road:
 @contextmanager
 def road(near: Path, progress: Silent, seed: int = 0) -> Iterator[Road]:
     """Open a road whose scratch folder is on the file system of ``near``; workers and scratch end with it."""
+    limit = store.max_bytes()
     with store.aside(near) as scratch, Workers() as workers, progress:
         yield Road(workers, scratch, progress, seed)
-        store.trim()
+        store.trim(limit)
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,8 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
 
     rng = np.random.default_rng(seed)
     arrays = {}
+    if not specs:
+        raise LeptonError("the model takes no inputs, so there is nothing to run it on", "export it with its inputs")
     whole = [spec["name"] for spec in specs if shapes.is_whole(spec["shape"])]
     for spec in specs:
         shape = spec["shape"] if spec["name"] in whole else spec["shape"][1:]
@@ -316,6 +320,11 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
             raise LeptonError(
                 f"input '{spec['name']}' has free dimensions {json.dumps(spec['shape'])}, so no sample can be made up",
                 "give real samples with --data",
+            )
+        if count * math.prod(shape) > 1 << 30:
+            raise LeptonError(
+                f"input '{spec['name']}' is {json.dumps(spec['shape'])}: {count} samples of it do not fit in memory",
+                "check that the model is intact, or give fewer samples with --data",
             )
         dtype = np.dtype(spec["dtype"])
         drawn = rng.standard_normal((count, *shape)) if dtype.kind == "f" else rng.integers(0, 2, (count, *shape))

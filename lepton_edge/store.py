@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lepton_edge import settings
 from lepton_edge.artifact import Artifact, open_artifact
 from lepton_edge.errors import LeptonError
 from lepton_edge.registry import PACKAGE, Step
@@ -29,6 +30,11 @@ def root() -> Path:
     set_ = os.environ.get("LEPTON_EDGE_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(set_) if set_ else base / "lepton-edge"
+
+
+def max_bytes() -> int:
+    """What the store may hold: LEPTON_EDGE_CACHE_MAX, in GB."""
+    return int(settings.number("LEPTON_EDGE_CACHE_MAX", 10) * 1e9)
 
 
 def key(step: Step, source: Artifact, options: dict[str, Any]) -> str:
@@ -138,7 +144,7 @@ def trim(limit_bytes: int | None = None) -> int:
 
     Returns the bytes that were freed. Entries used within the last day stay.
     """
-    limit = limit_bytes if limit_bytes is not None else int(float(os.environ.get("LEPTON_EDGE_CACHE_MAX", "10")) * 1e9)
+    limit = limit_bytes if limit_bytes is not None else max_bytes()
     entries = []
     for record in root().glob("??/*/step.json"):
         place = record.parent
