@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -332,8 +331,3 @@ def devices_show(
 
     found = get_device(name).to_dict()
     emit(found, opts, lambda: show.device(found))
-
-
-def main() -> None:
-    """The entry point."""
-    sys.exit(clikit.run(app))

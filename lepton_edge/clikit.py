@@ -21,6 +21,7 @@ import typer
 from lepton_edge import errors
 from lepton_edge.errors import LeptonError, UsageError
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 Group = dict[str, tuple[Any, Any]]
 
 OUTPUT: Group = {
@@ -198,10 +199,8 @@ def run(app: typer.Typer) -> int:
 def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
     """Run a command; every way it can end becomes a line for the user and an exit code."""
     # A kill is treated like Ctrl-C: workers end, half-written files go.
-    signal.signal(signal.SIGTERM, _interrupt)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    for name in SIGNALS:
+        signal.signal(name, _interrupt)
     try:
         action()
         if opts.as_json:
@@ -212,6 +211,8 @@ def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
         from lepton_edge.launch import close_all
 
         close_all()
+        for name in SIGNALS:  # the end is near: one more must not change the exit code
+            signal.signal(name, signal.SIG_IGN)
         text = "interrupted; finished steps are kept, so the same command goes on from there"
         if opts.as_json:
             typer.echo(_error_document(text, "", errors.EXIT_INTERRUPTED, opts))

@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "samples" / "fashion_cnn.keras"
 SCRIPT = Path(sys.executable).with_name("lepton-edge")
-COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-c", "from lepton_edge.cli import main\nmain()"]
+COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-c", "from lepton_edge.__main__ import main\nmain()"]
 FRACTIONS = (0.1, 0.5, 0.9, 0.99)
 STAGE = re.compile(r"\[ *\d+\.\d s\] ")
 
