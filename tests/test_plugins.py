@@ -141,6 +141,39 @@ def test_a_dropped_in_device_is_known(plugins):
     assert "toaster" in e.value.hint
 
 
+def test_a_device_may_want_a_dropped_in_format(fakes, plugins, tmp_path):
+    import dataclasses
+
+    from lepton_edge.recipe import Bench, Compress
+
+    plugins(
+        "devices/toaster.toml",
+        'title = "A toaster"\nkind = "estimated"\ntransport = "none"\narch = "aarch64"\nformats = ["fake2"]\n',
+    )
+    model, recipe = fakes
+    compress = Compress(device="toaster", max_drop=100.0)
+    recipe = dataclasses.replace(recipe, compress=compress, bench=Bench(seconds=0.2, rounds=2))
+    run = api.compress(model, tmp_path / "run", recipe)
+    assert {c["format"] for c in run["candidates"]} == {"fake2"}
+    plugins(
+        "devices/kettle.toml", 'title = "K"\nkind = "measured"\ntransport = "local"\narch = "host"\nformats = ["fk2"]\n'
+    )
+    with pytest.raises(LeptonError, match="fk2"):
+        get_device("kettle")
+
+
+def test_a_dropped_in_inspector_is_used(fakes, plugins):
+    model, _ = fakes
+    plugins(
+        "inspectors/fake.py",
+        '"""What a fake model holds."""\n'
+        "def inspect(path):\n"
+        '    return {"inputs": [], "outputs": [], "operators": {"Linear": 1}, "layers": [], "parameters": 12}\n',
+    )
+    facts = api.inspect(model)
+    assert facts["operators"] == {"Linear": 1} and facts["parameters"] == 12
+
+
 def test_a_broken_file_breaks_only_itself(fakes, plugins):
     plugins("converters/a_to_b.py", "def run(:\n")
     plugins("runtimes/odd.py", "FORMATS = ('fake2',)\n")
