@@ -10,9 +10,11 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -105,7 +107,8 @@ def aside(near: Path) -> Iterator[Path]:
     missing = [p for p in (near, *near.parents) if not p.exists()]
     try:
         near.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=near))
+        _clear_after_the_killed(near)
+        scratch = Path(tempfile.mkdtemp(prefix=f".part-{_here()}-{os.getpid()}-", dir=near))
     except OSError as e:
         raise LeptonError(
             f"{near}: cannot be written ({e.strerror})", "choose another folder, or free some space"
@@ -117,6 +120,29 @@ def aside(near: Path) -> Iterator[Path]:
         with suppress(OSError):  # not empty: then it is of use
             for folder in missing:
                 folder.rmdir()
+
+
+def _here() -> str:
+    """This machine or container: process numbers of another one mean nothing here."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _clear_after_the_killed(folder: Path) -> None:
+    """Remove the scratch folders of processes of this machine that are gone: killed with -9, or by a power cut."""
+    for left in folder.glob(f".part-{_here()}-*"):
+        number = left.name.split("-")[2]
+        if number.isdecimal() and not _alive(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to someone else
+        return True
+    return True
 
 
 def publish(key_: str, scratch: Path, file: str, result: dict) -> tuple[Artifact, dict]:

@@ -100,9 +100,26 @@ def test_a_worker_killed_while_it_measures(box, fake_model):
     box.check_clean()
 
 
-def test_a_step_killed_while_it_works(box, things, plugins):
-    """A plug-in step that says when it runs: killed at once, so that nothing depends on timing."""
+def test_the_tool_itself_killed_leaves_no_process_and_the_next_run_clears_up(box, things, plugins):
     box.env["LEPTON_EDGE_PLUGINS"] = os.environ["LEPTON_EDGE_PLUGINS"]
+    drop_slow(plugins)
+    args = ("convert", things / "model.onnx", "--to", "slow", "-o", "model.slow")
+    (box.cwd / ".part-00000000-1-other").mkdir()  # of another machine: not ours to judge
+    process = box.start(*args)
+    wait_for_line(process, "[onnx_to_slow]")
+    assert until(lambda: list(box.store.rglob("model.slow")), 20)
+    process.kill()
+    process.communicate(timeout=30)
+    assert until(lambda: not box.processes(), 10), box.processes()
+    mine = f".part-*-{process.pid}-*"
+    assert list(box.cwd.glob(mine)) and list(box.store.glob(mine))
+    plugins("converters/onnx_to_slow.py", '"""Fails."""\ndef run(src, dst):\n    raise ValueError("no")\n')
+    assert box.run(*args)[0] == 1
+    assert tree(box.cwd) == {".part-00000000-1-other": None} and not list(box.store.glob(".part-*"))
+
+
+def drop_slow(plugins):
+    """A step that sleeps with half a file written, and a format and a runtime for what it would make."""
     plugins("formats/slow.py", 'SUFFIX = ".slow"\ndef recognise(path, head):\n    return head == b"slow"\n')
     plugins(
         "runtimes/slow.py",
@@ -116,6 +133,12 @@ def test_a_step_killed_while_it_works(box, things, plugins):
         '    open(dst, "w").write("sl")\n'
         "    time.sleep(300)\n",
     )
+
+
+def test_a_step_killed_while_it_works(box, things, plugins):
+    """A plug-in step that says when it runs: killed at once, so that nothing depends on timing."""
+    box.env["LEPTON_EDGE_PLUGINS"] = os.environ["LEPTON_EDGE_PLUGINS"]
+    drop_slow(plugins)
     for signum in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         process = box.start("convert", things / "model.onnx", "--to", "slow", "-o", "model.slow")
         wait_for_line(process, "[onnx_to_slow]")
