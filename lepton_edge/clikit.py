@@ -200,7 +200,8 @@ def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
     """Run a command; every way it can end becomes a line for the user and an exit code."""
     # A kill is treated like Ctrl-C: workers end, half-written files go.
     for name in SIGNALS:
-        signal.signal(name, _interrupt)
+        if signal.getsignal(name) is not signal.SIG_IGN:  # nohup: the run outlives its terminal
+            signal.signal(name, _interrupt)
     try:
         action()
         if opts.as_json:

@@ -50,7 +50,9 @@ class Box:
         """Start the command; its streams are pipes."""
         pipe = subprocess.PIPE
         command = [*COMMAND, *map(str, args)]
-        return subprocess.Popen(command, cwd=self.cwd, env=self.env, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command, cwd=self.cwd, env=self.env, stdout=pipe, stderr=pipe, text=True, preexec_fn=deaf_to_none
+        )
 
     def run(self, *args):
         """Run the command to its end: (exit code, stdout, stderr)."""
@@ -101,6 +103,12 @@ class Box:
         assert tree(self.temp) == {}
         assert not list(self.store.rglob(".part-*"))
         assert not [p for p in self.cwd.rglob("*") if p.name.startswith(".") or p.name.endswith(".part")]
+
+
+def deaf_to_none():
+    """In the new process: hear the signals that a shell ignores in what it starts in the background."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)
 
 
 def tree(folder):
