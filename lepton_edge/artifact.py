@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
+from lepton_edge.interrupts import held
 from lepton_edge.registry import Format, formats
 
 
@@ -72,14 +73,16 @@ def copy_artifact(art: Artifact, target: Path) -> Artifact:
             part.parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if file.is_dir() else shutil.copyfile
             copy(file, part)
-        if target.is_dir():
-            shutil.rmtree(target)
-        for file in reversed(parts):  # the main file last: with it the model is there
-            parts[file].replace(places[file])
+        with held():
+            if target.is_dir():
+                shutil.rmtree(target)
+            for file in reversed(parts):  # the main file last: with it the model is there
+                parts[file].replace(places[file])
     finally:
-        for part in parts.values():
-            shutil.rmtree(part, ignore_errors=True)
-            part.unlink(missing_ok=True)
+        with held():
+            for part in parts.values():
+                shutil.rmtree(part, ignore_errors=True)
+                part.unlink(missing_ok=True)
     return open_artifact(target)
 
 

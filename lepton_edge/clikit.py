@@ -6,11 +6,8 @@ import errno
 import functools
 import inspect
 import json
-import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lepton_edge import errors
+from lepton_edge import errors, interrupts
 from lepton_edge.errors import LeptonError, UsageError
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 Group = dict[str, tuple[Any, Any]]
 
 OUTPUT: Group = {
@@ -198,10 +194,7 @@ def run(app: typer.Typer) -> int:
 
 def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
     """Run a command; every way it can end becomes a line for the user and an exit code."""
-    # A kill is treated like Ctrl-C: workers end, half-written files go.
-    for name in SIGNALS:
-        if signal.getsignal(name) is not signal.SIG_IGN:  # nohup: the run outlives its terminal
-            signal.signal(name, _interrupt)
+    interrupts.listen()
     try:
         action()
         if opts.as_json:
@@ -212,8 +205,7 @@ def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
         from lepton_edge.launch import close_all
 
         close_all()
-        for name in SIGNALS:  # the end is near: one more must not change the exit code
-            signal.signal(name, signal.SIG_IGN)
+        interrupts.ignore()
         text = "interrupted; finished steps are kept, so the same command goes on from there"
         if opts.as_json:
             typer.echo(_error_document(text, "", errors.EXIT_INTERRUPTED, opts))
@@ -229,17 +221,6 @@ def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
         raise
     except Exception as e:
         _bug(e, opts)
-
-
-def _interrupt(*_: object) -> None:
-    # A second Ctrl-C right after the first must not cut the clearing up short.
-    global _interrupted
-    earlier, _interrupted = _interrupted, time.monotonic()
-    if _interrupted - earlier > 2:
-        raise KeyboardInterrupt
-
-
-_interrupted = -math.inf
 
 
 def _os_error(e: OSError) -> LeptonError:

@@ -24,6 +24,7 @@ from typing import Any
 from lepton_edge import settings
 from lepton_edge.artifact import Artifact, open_artifact
 from lepton_edge.errors import LeptonError
+from lepton_edge.interrupts import held
 from lepton_edge.registry import PACKAGE, Step
 
 
@@ -105,21 +106,25 @@ def find(key_: str) -> tuple[Artifact, dict] | None:
 def aside(near: Path) -> Iterator[Path]:
     """A scratch folder in ``near``, gone afterwards whatever happens; so are the folders made for it, when empty."""
     missing = [p for p in (near, *near.parents) if not p.exists()]
+    scratch: Path | None = None
     try:
-        near.mkdir(parents=True, exist_ok=True)
-        _clear_after_the_killed(near)
-        scratch = Path(tempfile.mkdtemp(prefix=f".part-{_here()}-{os.getpid()}-", dir=near))
-    except OSError as e:
-        raise LeptonError(
-            f"{near}: cannot be written ({e.strerror})", "choose another folder, or free some space"
-        ) from e
-    try:
+        try:
+            with held():
+                near.mkdir(parents=True, exist_ok=True)
+                _clear_after_the_killed(near)
+                scratch = Path(tempfile.mkdtemp(prefix=f".part-{_here()}-{os.getpid()}-", dir=near))
+        except OSError as e:
+            raise LeptonError(
+                f"{near}: cannot be written ({e.strerror})", "choose another folder, or free some space"
+            ) from e
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        with suppress(OSError):  # not empty: then it is of use
-            for folder in missing:
-                folder.rmdir()
+        with held():
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):  # not empty: then it is of use
+                for folder in missing:
+                    folder.rmdir()
 
 
 def _here() -> str:
