@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench as timing
-from lepton_edge import candidates, record, registry, run_feeds, rundir, stages
+from lepton_edge import candidates, plan, record, registry, run_feeds, rundir, stages
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
@@ -29,9 +29,12 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     """
     start = time.monotonic()
     rundir.check(out)
-    detect(model)
     device = get_device(recipe.compress.device)
-    formats = targets(recipe.compress.to or device.formats or TARGETS)
+    threads = record.threads(recipe, device)
+    asked = targets(recipe.compress.to)
+    formats = asked or targets(device.formats or TARGETS)
+    schemes = [verbs for _, verbs in candidates.schemes(recipe)]
+    stages.require_extras("compress", detect(model), formats, schemes, all_of_them=bool(asked))
     with (
         rundir.publishing(out) as folder,
         stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
@@ -43,7 +46,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         made = candidates.make(road, source.model(feeds.evaluation), formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
-        timed = candidates.time(road, judged, recipe, record.threads(recipe, device))
+        timed = candidates.time(road, judged, recipe, threads)
         candidates.require_one(timed)
         run = record.run_record(source, feeds, reference, device, recipe, candidates.rows(timed, folder), formats)
         run["seconds"] = round(time.monotonic() - start, 1)
@@ -78,12 +81,13 @@ def convert(
     check_place(out, target)
     if art.format == target and not verbs:
         raise UsageError(f"{model}: is {target} already", "choose another format with --to")
+    stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model)
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=not verbs)
+        reference = stages.reference(road, source, feeds.evaluation)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
         result = stages.travel(road, source.model(feeds.evaluation), target, verbs, options, feeds.by_verb())
-        reference = stages.reference(road, source, feeds.evaluation)
         road.progress.stage(f"verifying the {target} model on {feeds.evaluation.count} samples")
         got = stages.answers(road, result, feeds.evaluation)
         figures = stages.judge(reference, got, feeds.labels())
@@ -107,15 +111,23 @@ def _with_verb(
     verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None
 ) -> dict:
     format_ = detect(model)
-    own = {s.source for s in registry.steps() if s.verb == verb}
-    if target is None and format_ not in own:
-        after = {s.target for s in registry.steps() if s.verb == "convert" and s.source == format_} & own
-        target = "tflite" if "tflite" in after and verb == "quantize" else min(after, default=None)
-        if target is None:
-            raise LeptonError(
-                f"{model}: {verb} does not work on {format_} models", f"it works on: {', '.join(sorted(own))}"
-            )
-    return convert(model, target or format_, out, recipe, progress, verbs=(verb,))
+    if target is None:
+        target = _place_of(verb, format_, model)
+    return convert(model, target, out, recipe, progress, verbs=(verb,))
+
+
+def _place_of(verb: str, format_: str, model: Path) -> str:
+    """The format a pass leaves a model in when none is asked for: its own, else the nearest; TFLite for int8."""
+    known = registry.steps()
+    own = sorted({s.source for s in known if s.verb == verb})
+    if format_ in own:
+        return format_
+    routes = {f: way for f in own if (way := plan.route(format_, f, (verb,), known))}
+    if not routes:
+        raise LeptonError(f"{model}: {verb} does not work on {format_} models", f"it works on: {', '.join(own)}")
+    if verb == "quantize" and "tflite" in routes:
+        return "tflite"
+    return min(routes, key=lambda f: (sum(s.cost for s in routes[f]), f))
 
 
 def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None) -> dict:
@@ -153,6 +165,7 @@ def bench(
     models: Sequence[Path], recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None
 ) -> dict:
     """Latency of one or more models on this machine, interleaved; the ratio of each to the first."""
+    threads = record.threads(recipe, get_device(recipe.compress.device))
     with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
         entrants, arts = [], {}
         for k, path in enumerate(models):
@@ -163,12 +176,11 @@ def bench(
             entrants.append(timing.Entrant(name, path, source.runtime, feeds.evaluation.folder))
         road.workers.drop()
         road.progress.stage("measuring latency, models in turn")
-        device = get_device(recipe.compress.device)
         timings = timing.measure(
             entrants,
             seconds=recipe.bench.seconds,
             rounds=recipe.bench.rounds,
-            threads=record.threads(recipe, device),
+            threads=threads,
             seed=recipe.compress.seed,
             progress=road.progress.update,
         )

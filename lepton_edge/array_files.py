@@ -142,7 +142,9 @@ def open_array(path: Path, member: str | None = None, packed: zipfile.ZipInfo | 
             "save plain numbers: np.asarray(values, 'float32'), every sample of the same shape",
         )
     declared = math.prod(array.shape) * array.dtype.itemsize
-    if declared > MAX_BYTES or any(side < 0 for side in array.shape):
+    if any(side < 0 for side in array.shape):
+        raise LeptonError(f"{array.what} declares a shape with a negative side {array.shape}", "save it again")
+    if declared > MAX_BYTES:
         raise LeptonError(
             f"{array.what} declares {declared / 2**30:,.0f} GB, and at most {MAX_BYTES >> 30} GB are read",
             "give fewer samples",

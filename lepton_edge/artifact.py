@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
-from lepton_edge.registry import formats
+from lepton_edge.interrupts import held
+from lepton_edge.registry import Format, formats
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,16 @@ def copy_artifact(art: Artifact, target: Path) -> Artifact:
             part.parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if file.is_dir() else shutil.copyfile
             copy(file, part)
-        if target.is_dir():
-            shutil.rmtree(target)
-        for file in reversed(parts):  # the main file last: with it the model is there
-            parts[file].replace(places[file])
+        with held():
+            if target.is_dir():
+                shutil.rmtree(target)
+            for file in reversed(parts):  # the main file last: with it the model is there
+                parts[file].replace(places[file])
     finally:
-        for part in parts.values():
-            shutil.rmtree(part, ignore_errors=True)
-            part.unlink(missing_ok=True)
+        with held():
+            for part in parts.values():
+                shutil.rmtree(part, ignore_errors=True)
+                part.unlink(missing_ok=True)
     return open_artifact(target)
 
 
@@ -94,8 +97,17 @@ def _place(art: Artifact, file: Path, target: Path) -> Path:
 
 
 def check_place(target: Path, format_: str) -> None:
-    """Refuse to write a model of that format over something that is none. Raises UsageError."""
+    """Refuse to write a model of that format under a name of another, or over anything but such a model.
+
+    Raises UsageError.
+    """
     form = formats()[format_]
+    other = next((f for f in formats().values() if f.suffix and f.suffix == target.suffix.lower()), form)
+    if other.name != format_ or (form.follow and target.suffix.lower() != form.suffix):
+        raise UsageError(
+            f"{target}: not a name for {format_} models" + (f", but for {other.name}" if other.name != format_ else ""),
+            f"choose {target.with_suffix(form.suffix).name} or the like with --out",
+        )
     if not form.suffix and target.is_dir() and any(target.iterdir()) and not form.recognise(target, b""):
         raise UsageError(
             f"{target}: the folder is not empty and holds no {format_} model", "choose a new folder with --out"
@@ -103,6 +115,23 @@ def check_place(target: Path, format_: str) -> None:
     if target.exists() and target.is_dir() != (not form.suffix):
         is_, needed = ("a file", "a folder") if not form.suffix else ("a folder", "a file")
         raise UsageError(f"{target}: is {is_}, and {needed} is needed for a {format_} model", "choose another --out")
+    if target.is_file() and target.stat().st_size and not _is_a(form, target):
+        raise UsageError(
+            f"{target}: is there and is no {format_} model, so it is not written over", "choose another --out"
+        )
+    for beside in (target.with_suffix(s) for s in form.follow):
+        if beside.exists() and not target.exists():
+            raise UsageError(
+                f"{beside}: is in the way of a part of {target.name}", "choose another --out, or remove it"
+            )
+
+
+def _is_a(form: Format, path: Path) -> bool:
+    try:
+        with path.open("rb") as f:
+            return form.recognise(path, f.read(4096))
+    except (OSError, LeptonError):
+        return False
 
 
 def suffix(format_: str) -> str:
@@ -114,6 +143,8 @@ def detect(path: Path) -> str:
     """The format of the model at ``path``, from its bytes."""
     try:
         if not path.exists():
+            if path.is_symlink():
+                raise LeptonError(f"{path}: a link that leads to no file", f"it leads to {path.readlink()}: mend it")
             near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
             raise LeptonError(
                 f"{path}: no such model file",
@@ -124,7 +155,10 @@ def detect(path: Path) -> str:
             with path.open("rb") as f:
                 head = f.read(4096)
     except OSError as e:
-        raise LeptonError(f"{path}: cannot be read ({e.strerror})", "check its permissions") from e
+        denied = isinstance(e, PermissionError)
+        raise LeptonError(
+            f"{path}: cannot be read ({e.strerror})", f"check {'its permissions' if denied else 'the path'}"
+        ) from e
     if path.is_file() and not head:
         raise LeptonError(f"{path}: the file is empty", "export or download the model again")
     for name, form in formats().items():
@@ -137,5 +171,5 @@ def detect(path: Path) -> str:
         )
     raise LeptonError(
         f"{path}: not a model in any known format (its first bytes are {head[:8]!r})",
-        "known: .keras, .h5, SavedModel folder, .onnx, .pt2, .tflite, OpenVINO .xml",
+        "known: " + ", ".join(form.summary for form in formats().values()),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -10,19 +9,30 @@ from typing import Annotated
 import typer
 
 from lepton_edge import __version__, clikit
-from lepton_edge.clikit import BENCH, DATA, DROP, TRAIN, command, emit, progress, recipe_from
+from lepton_edge.clikit import BENCH, DATA, DROP, SAMPLES, TRAIN, command, emit, progress, recipe_from
 from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(
     name="lepton-edge",
-    help="Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX, OpenVINO; verify, measure.",
+    help=clikit.help_text(
+        """Compress trained models for the edge: prune, quantize, convert to TFLite, ONNX, OpenVINO; verify, measure.
+
+        Exit codes: 0 good, 1 an error you can act on, 2 usage, 3 a defect of ours, 4 a limit not met, 130 interrupted.
+
+        Example: `lepton-edge compress` · `lepton-edge compress model.onnx --data calib.npz`
+        """
+    ),
     no_args_is_help=True,
     # Plain help: typer's rich help imports a Markdown engine and more, three times what the whole command costs.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-devices_app = typer.Typer(help="The devices that models are made for.", no_args_is_help=True, rich_markup_mode=None)
+devices_app = typer.Typer(
+    help=clikit.help_text("The devices that models are made for.\n\nExample: `lepton-edge devices list`"),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(devices_app, name="devices")
 
 ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2 or .tflite.")]
@@ -134,7 +144,7 @@ def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: Si
     _artifact("quantize", model, to, out, opts)
 
 
-@command(app, DATA, TRAIN, DROP)
+@command(app, SAMPLES, TRAIN, DROP)
 def prune(
     model: ModelArg,
     sparsity: Annotated[
@@ -162,7 +172,7 @@ def prune(
     _check_drop(made, opts.max_drop)
 
 
-@command(app, DATA, DROP)
+@command(app, SAMPLES, DROP)
 def convert(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
     """Convert between formats, and prove the result equal.
 
@@ -173,7 +183,7 @@ def convert(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: Sim
     _artifact("convert", model, to, out, opts)
 
 
-@command(app, DATA)
+@command(app, SAMPLES)
 def evaluate(model: ModelArg, runtime: RuntimeOpt = None, *, opts: SimpleNamespace) -> None:
     """Top-1 and top-5 of a model on labelled samples.
 
@@ -187,7 +197,7 @@ def evaluate(model: ModelArg, runtime: RuntimeOpt = None, *, opts: SimpleNamespa
     emit(result, opts, lambda: show.evaluation(result))
 
 
-@command(app, DATA, BENCH)
+@command(app, SAMPLES, BENCH)
 def bench(
     models: Annotated[
         list[Path],
@@ -213,7 +223,7 @@ def bench(
         raise LimitError(f"p50 above {max_latency:g} ms: {', '.join(slow)}")
 
 
-@command(app, DATA)
+@command(app, SAMPLES)
 def compare(
     first: Annotated[Path, typer.Argument(help="The model to compare with.")],
     second: Annotated[Path, typer.Argument(help="The model to be compared.")],
@@ -321,8 +331,3 @@ def devices_show(
 
     found = get_device(name).to_dict()
     emit(found, opts, lambda: show.device(found))
-
-
-def main() -> None:
-    """The entry point."""
-    sys.exit(clikit.run(app))

@@ -6,11 +6,8 @@ import errno
 import functools
 import inspect
 import json
-import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lepton_edge import errors
+from lepton_edge import errors, interrupts
 from lepton_edge.errors import LeptonError, UsageError
 
 Group = dict[str, tuple[Any, Any]]
@@ -77,6 +74,27 @@ DATA: Group = {
     ),
     "seed": (
         Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything drawn at random (0).")],
+        None,
+    ),
+}
+#: For the commands that calibrate nothing: the same options, told by what they do there.
+SAMPLES: Group = {k: v for k, v in DATA.items() if k != "samples"} | {
+    "data": (
+        Annotated[
+            str | None,
+            typer.Option("--data", metavar="PATH", help="Samples to run it on: .npz, .npy or a folder of images."),
+        ],
+        None,
+    ),
+    "evaluation": (
+        Annotated[
+            str | None,
+            typer.Option("--eval", metavar="PATH", help="The same, under the name it has elsewhere; wins over --data."),
+        ],
+        None,
+    ),
+    "evaluation_samples": (
+        Annotated[int | None, typer.Option("--samples", min=1, help="Samples to run it on at most (5000).")],
         None,
     ),
 }
@@ -141,16 +159,16 @@ def command(app: typer.Typer, *groups: Group, name: str | None = None) -> Callab
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
         del run.__wrapped__  # type: ignore[attr-defined]
-        app.command(name, help=_help(inspect.getdoc(function) or ""))(run)
+        app.command(name, help=help_text(function.__doc__ or ""))(run)
         return function
 
     return wrap
 
 
-def _help(doc: str) -> str:
+def help_text(doc: str) -> str:
     """The docstring with its example on lines of its own (\\b keeps click from filling them into a paragraph)."""
-    text, _, example = doc.partition("Example: ")
-    lines = [f"  {line.strip('` ')}" for line in example.split("·")]
+    text, _, example = inspect.cleandoc(doc).partition("Example: ")
+    lines = [f"  {line.strip().replace('`', '')}" for line in example.split("·")]
     return "\n".join([text.rstrip(), "", "\b", "Example:", *lines])
 
 
@@ -176,11 +194,7 @@ def run(app: typer.Typer) -> int:
 
 def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
     """Run a command; every way it can end becomes a line for the user and an exit code."""
-    # A kill is treated like Ctrl-C: workers end, half-written files go.
-    signal.signal(signal.SIGTERM, _interrupt)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    interrupts.listen()
     try:
         action()
         if opts.as_json:
@@ -191,6 +205,7 @@ def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
         from lepton_edge.launch import close_all
 
         close_all()
+        interrupts.ignore()
         text = "interrupted; finished steps are kept, so the same command goes on from there"
         if opts.as_json:
             typer.echo(_error_document(text, "", errors.EXIT_INTERRUPTED, opts))
@@ -206,17 +221,6 @@ def guarded(action: Callable[[], None], opts: SimpleNamespace) -> None:
         raise
     except Exception as e:
         _bug(e, opts)
-
-
-def _interrupt(*_: object) -> None:
-    # A second Ctrl-C right after the first must not cut the clearing up short.
-    global _interrupted
-    earlier, _interrupted = _interrupted, time.monotonic()
-    if _interrupted - earlier > 2:
-        raise KeyboardInterrupt
-
-
-_interrupted = -math.inf
 
 
 def _os_error(e: OSError) -> LeptonError:
@@ -291,6 +295,7 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         evaluation=given.get("evaluation"),
         training=given.get("train"),
         samples=given.get("samples"),
+        evaluation_samples=given.get("evaluation_samples"),
     )
     r = recipes.override(
         r,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lepton_edge import registry
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.host import ISA_NAMES, isa_features
 
@@ -20,7 +21,6 @@ PLUGINS = "LEPTON_EDGE_PLUGINS"
 KINDS = ("measured", "emulated", "estimated")
 TRANSPORTS = ("local", "ssh", "adb", "container", "emulator", "none")
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "cortex-m", "host")
-FORMATS = ("tflite", "onnx", "openvino", "pt2", "keras", "savedmodel")
 SCHEMES = ("", "u8s8", "u8s8-reduced", "s8s8")
 
 
@@ -154,7 +154,7 @@ def _device(path: Path, table: dict[str, Any]) -> Device:
 TEXTS = ("title", "kind", "transport", "arch", "cpu", "scheme", "accelerator")
 NUMBERS = ("cores", "memory_mb", "threads")
 CHOICES = {"kind": KINDS, "transport": TRANSPORTS, "arch": ARCHITECTURES, "scheme": SCHEMES}
-LISTS = {"isa": ISA_NAMES, "formats": FORMATS, "runtimes": None, "notes": None, "sources": None}
+LISTS = {"isa": ISA_NAMES, "formats": None, "runtimes": None, "notes": None, "sources": None}
 
 
 def _value(path: Path, key: str, value: Any) -> Any:
@@ -184,6 +184,8 @@ def _wrong(path: Path, key: str, value: Any, wanted: str) -> LeptonError:
 
 def _check(path: Path, device: Device) -> None:
     """Rules between keys."""
+    for name in device.formats:
+        _choice(path, "formats", name, tuple(registry.formats()))
     if device.threads < 1:
         raise LeptonError(f"{path}: threads = 0", hint="give at least one thread")
     if device.cores and device.threads > device.cores:

@@ -43,7 +43,8 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     """A hint for a mistyped name: the closest known one, or the list of all."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    same = [k for k in known if k.lower() == word.lower()]
+    close = same or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 

@@ -18,12 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lepton_edge import settings
 from lepton_edge.errors import LeptonError, WorkerError
+from lepton_edge.interrupts import held
 from lepton_edge.registry import PACKAGE
 
 Progress = Callable[[int, int, str], None]
 #: Seconds of silence after which a worker counts as hung; a step's own progress messages reset it.
-SILENCE = float(os.environ.get("LEPTON_EDGE_TIMEOUT", "1800"))
+SILENCE = 1800.0
 _live: set[Worker] = set()
 
 
@@ -32,6 +34,10 @@ class Worker:
 
     def __init__(self, what: str, python: str = sys.executable, environ: dict[str, str] | None = None) -> None:
         self.what = what
+        with held():
+            self._start(python, environ or {})
+
+    def _start(self, python: str, environ: dict[str, str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         # What frameworks leave in the temporary folder goes with the worker, which is always ended by a kill.
         self._temp = tempfile.mkdtemp(prefix="lepton-edge-")
@@ -47,7 +53,7 @@ class Worker:
             "NNCF_CI": "1",
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._temp),
-            **(environ or {}),
+            **environ,
         }
         # A session of its own: Ctrl-C reaches the tool alone, which then ends its workers in order.
         self._process = subprocess.Popen(
@@ -81,7 +87,7 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
-        silence = silence or SILENCE
+        silence = silence or settings.number("LEPTON_EDGE_TIMEOUT", SILENCE)
         while True:
             line = self._read_line(silence)
             try:
@@ -169,6 +175,10 @@ class Worker:
 
     def close(self) -> None:
         """End the process. It holds no state worth saving, so it is not asked to finish."""
+        with held():
+            self._close()
+
+    def _close(self) -> None:
         if self in _live:
             _live.discard(self)
             if os.environ.get("LEPTON_EDGE_VERBOSE") and (log := self.log()):

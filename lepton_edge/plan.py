@@ -21,6 +21,17 @@ def plan(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) ->
     Steps whose packages are not installed are taken only when there is no other way, so that the error that
     follows names what to install. Raises LeptonError when no sequence exists.
     """
+    found = route(source, target, verbs, steps)
+    if found is not None:
+        return found
+    doing = f" with {' and '.join(verbs)}" if verbs else ""
+    sources = sorted({s.source for s in steps if s.verb in verbs and not s.broken}) if verbs else []
+    where = f"; {verbs[0]} works on: {', '.join(sources)}" if sources else ""
+    raise LeptonError(f"no route from {source} to {target}{doing}", f"see 'lepton-edge list' for the steps{where}")
+
+
+def route(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) -> tuple[Step, ...] | None:
+    """What ``plan`` finds, or None when no sequence of steps leads there."""
     usable = [s for s in steps if not s.broken]
     goal = (target, len(verbs))
     queue: list[tuple[float, int, tuple[str, int], tuple[Step, ...]]] = [(0.0, 0, (source, 0), ())]
@@ -49,7 +60,4 @@ def plan(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) ->
                 price += NOT_INSTALLED
             order += 1
             heapq.heappush(queue, (cost + price, order, following, (*path, step)))
-    doing = f" with {' and '.join(verbs)}" if verbs else ""
-    sources = sorted({s.source for s in usable if s.verb in verbs}) if verbs else []
-    where = f"; {verbs[0]} works on: {', '.join(sources)}" if sources else ""
-    raise LeptonError(f"no route from {source} to {target}{doing}", f"see 'lepton-edge list' for the steps{where}")
+    return None

@@ -110,7 +110,7 @@ def parse(tables: dict[str, Any], where: str, base: Path) -> Recipe:
         parts[name] = _fill(cls, tables.get(name, {}), f"{where}: [{name}]")
     if "preprocess" in tables:
         parts["preprocess"] = tables["preprocess"]
-        from_dict(tables["preprocess"])
+        from_dict(tables["preprocess"], f"{where}: [preprocess]")
     for verb in ("prune", "quantize"):
         if verb in tables:
             check_options(verb, tables[verb], f"{where}: [{verb}]")

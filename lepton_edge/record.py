@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from lepton_edge.artifact import Artifact
 from lepton_edge.candidates import Candidate
 from lepton_edge.choose import choose
 from lepton_edge.device import Device
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, UsageError
 from lepton_edge.launch import python_path
 from lepton_edge.recipe import Recipe
 from lepton_edge.run_feeds import Feeds
@@ -31,9 +32,17 @@ def host() -> dict:
 
 
 def threads(recipe: Recipe, device: Device) -> int:
-    """Threads a runtime may use: what the recipe says, else the device's, but never more than there are cores here."""
+    """Threads a runtime may use: what the recipe says, else the device's, but never more than there are cores here.
+
+    Raises UsageError when the recipe asks for more than this machine can run at once.
+    """
     from lepton_edge.host import usable_cores
 
+    if recipe.bench.threads > (most := os.cpu_count() or 1):
+        raise UsageError(
+            f"{recipe.bench.threads} threads were asked for, and this machine runs {most} at once",
+            f"choose 1 to {most} with --threads: what more would measure is waiting",
+        )
     return recipe.bench.threads or max(1, min(device.threads, usable_cores()))
 
 

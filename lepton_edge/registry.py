@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,14 @@ def runtime_for(format_: str, name: str | None = None) -> Runtime:
     chosen = next((r for r in fit if not missing(r.requires)), fit[0])
     if chosen.broken:
         raise LeptonError(f"{chosen.file.name}: {chosen.broken}", "repair or remove the file")
-    require(f"running {format_} models in {chosen.name}", chosen.requires)
+    require(f"running {format_} models in the {chosen.name} runtime", chosen.requires)
     return chosen
+
+
+def runtime_needs(format_: str) -> tuple[str, ...]:
+    """The packages of the runtime that a format would be run in; none for a format that no runtime runs."""
+    fit = sorted((r for r in runtimes() if format_ in r.formats and not r.broken), key=lambda r: r.cost)
+    return next((r.requires for r in fit if not missing(r.requires)), fit[0].requires if fit else ())
 
 
 def _step(file: Path, verb: str, source: str, target: str) -> Step:
@@ -230,31 +237,48 @@ def _met(requirement: str) -> bool:
 
 
 def require(what: str, requires: tuple[str, ...]) -> None:
-    """Raise MissingExtra, naming the extra to install, unless all of ``requires`` is there."""
+    """Raise MissingExtra, naming the extras to install, unless all of ``requires`` is there."""
     lacking = missing(requires)
     if lacking:
-        extras = sorted({e for r in lacking if (e := _extra_of(r))})
-        fix = f"pip install 'lepton-edge[{','.join(extras)}]'" if extras else "pip install " + " ".join(lacking)
-        raise MissingExtra(f"{what} needs {', '.join(lacking)}, which is not installed", fix)
+        extras, others = _extras_for(lacking)
+        wanted = ([f"'lepton-edge[{','.join(extras)}]'"] if extras else []) + [f"'{r}'" for r in others]
+        are = "which is" if len(lacking) == 1 else "which are"
+        raise MissingExtra(f"{what} needs {', '.join(lacking)}, {are} not installed", f"pip install {' '.join(wanted)}")
 
 
-def _extra_of(requirement: str) -> str | None:
-    """The smallest extra of this package that brings a requirement, read from its own metadata."""
+def _extras_for(requirements: list[str]) -> tuple[list[str], list[str]]:
+    """The fewest extras of this package, then the smallest, that bring all that extras can bring; and the rest."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    names = {r: canonicalize_name(Requirement(r).name) for r in requirements}
+    by_extra = _extras()
+    brought = set().union(*by_extra.values())
+    wanted = {name for name in names.values() if name in brought}
+    for count in range(len(by_extra) + 1):
+        fit = [c for c in combinations(sorted(by_extra), count) if wanted <= set().union(*(by_extra[e] for e in c))]
+        if fit:
+            chosen = min(fit, key=lambda c: sum(len(by_extra[e]) for e in c))
+            return list(chosen), [r for r, name in names.items() if name not in brought]
+    return [], requirements
+
+
+@cache
+def _extras() -> dict[str, set[str]]:
+    """Each extra of this package and the packages that it brings, from its own metadata."""
     from importlib import metadata
 
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    wanted = canonicalize_name(Requirement(requirement).name)
-    by_extra: dict[str, set[str]] = {}
     try:
-        lines = metadata.requires("lepton-edge") or []
+        about = metadata.metadata("lepton-edge")
     except metadata.PackageNotFoundError:
-        return None
-    for line in lines:
+        return {}
+    found: dict[str, set[str]] = {}
+    for line in metadata.requires("lepton-edge") or []:
         req = Requirement(line)
-        for extra in metadata.metadata("lepton-edge").get_all("Provides-Extra") or []:
+        for extra in about.get_all("Provides-Extra") or []:
             if req.marker and "extra" in str(req.marker) and req.marker.evaluate({"extra": extra}):
-                by_extra.setdefault(extra, set()).add(canonicalize_name(req.name))
-    fit = [e for e, names in by_extra.items() if wanted in names]
-    return min(fit, key=lambda e: len(by_extra[e])) if fit else None
+                found.setdefault(extra, set()).add(canonicalize_name(req.name))
+    return found

@@ -46,7 +46,10 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
     if evaluated is None:
         if not seeded:
             raise LeptonError("no samples were given", "name a .npz, .npy or image folder with --data")
-        feed = stages.seeded_feed(source.inputs, road.folder("seeded"), seed=road.seed)
+        try:
+            feed = stages.seeded_feed(source.inputs, road.folder("seeded"), seed=road.seed)
+        except LeptonError as e:
+            raise LeptonError(f"{source.art.path}: {e.message}", e.hint) from e
         note = "checked on seeded random inputs, for no data were given"
         return Feeds(feed, None, None, preprocess, (note,))
     if "quantize" in verbs and data.calibration is None:

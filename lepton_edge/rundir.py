@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lepton_edge.errors import UsageError
+from lepton_edge.interrupts import held
 from lepton_edge.store import aside
 
 
@@ -27,7 +28,8 @@ def publishing(out: Path) -> Iterator[Path]:
         build = scratch / "run"
         build.mkdir()
         yield build
-        if out.exists():
-            out.replace(scratch / "old")
-        build.replace(out)
+        with held():  # else an interrupt in between would lose the earlier run
+            if out.exists():
+                out.replace(scratch / "old")
+            build.replace(out)
         shutil.rmtree(scratch / "old", ignore_errors=True)

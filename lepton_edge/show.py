@@ -66,7 +66,8 @@ def run(record: dict, out: Path) -> None:
             _line(console, f"picked {c['name']}: {c['reason']}", style=_GOOD)
     for c in record["candidates"]:
         if not c["picked"]:
-            _line(console, f"  not {c['name']}: {c['reason']}", style="dim")
+            fix = f" ({c['error']['hint']})" if c["error"] and c["error"]["hint"] else ""
+            _line(console, f"  not {c['name']}: {c['reason']}{fix}", style="dim")
     warnings(record["warnings"])
     _line(console, f"report: {out / 'report.html'}")
     if record["picked"]:
@@ -316,6 +317,7 @@ def device(found: dict) -> None:
     """One device."""
     table = _table("", "")
     for key, value in found.items():
-        if value not in (None, "", [], ()):
-            table.add_row(key.replace("_", " "), Text(_flat(list(value) if isinstance(value, tuple) else value)))
+        said = value if isinstance(value, list) and key in ("notes", "sources") else [value]
+        for k, text in enumerate(said if value not in (None, "", [], 0) else ()):  # 0: not known
+            table.add_row("" if k else key.replace("_", " "), Text(_flat(text)))
     _console().print(table)

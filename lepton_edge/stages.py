@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
-from lepton_edge.plan import plan
+from lepton_edge.plan import plan, route
 from lepton_edge.ports import Ports
 from lepton_edge.progress import Silent
 from lepton_edge.registry import Runtime, Step
@@ -47,9 +48,10 @@ class Road:
 @contextmanager
 def road(near: Path, progress: Silent, seed: int = 0) -> Iterator[Road]:
     """Open a road whose scratch folder is on the file system of ``near``; workers and scratch end with it."""
+    limit = store.max_bytes()
     with store.aside(near) as scratch, Workers() as workers, progress:
         yield Road(workers, scratch, progress, seed)
-        store.trim()
+        store.trim(limit)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,24 @@ class Answers:
     info: dict
     feed: Feed
     specs: tuple[list[dict], list[dict]] = field(default=([], []))
+
+
+def require_extras(
+    doing: str, source: str, targets: Sequence[str], ways: Sequence[Sequence[str]], *, all_of_them: bool = True
+) -> None:
+    """Raise MissingExtra, with one command that installs the packages of the whole road, before anything starts.
+
+    ``ways`` are the verbs of each way to go. Not ``all_of_them``: only when the source model itself cannot be run;
+    what a target lacks is then told of its candidates, and the others come out.
+    """
+    own, known = registry.runtime_needs(source), registry.steps()
+    needs = list(own)
+    for target in targets:
+        for verbs in ways:
+            needs += [r for step in route(source, target, tuple(verbs), known) or () for r in step.requires]
+        needs += registry.runtime_needs(target)
+    if all_of_them or registry.missing(own):
+        registry.require(f"{doing} ({source} to {', '.join(targets)})", tuple(dict.fromkeys(needs)))
 
 
 def load_source(road: Road, path: Path, *, runtime: str | None = None) -> Source:
@@ -291,6 +311,8 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
 
     rng = np.random.default_rng(seed)
     arrays = {}
+    if not specs:
+        raise LeptonError("the model takes no inputs, so there is nothing to run it on", "export it with its inputs")
     whole = [spec["name"] for spec in specs if shapes.is_whole(spec["shape"])]
     for spec in specs:
         shape = spec["shape"] if spec["name"] in whole else spec["shape"][1:]
@@ -298,6 +320,11 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
             raise LeptonError(
                 f"input '{spec['name']}' has free dimensions {json.dumps(spec['shape'])}, so no sample can be made up",
                 "give real samples with --data",
+            )
+        if count * math.prod(shape) > 1 << 30:
+            raise LeptonError(
+                f"input '{spec['name']}' is {json.dumps(spec['shape'])}: {count} samples of it do not fit in memory",
+                "check that the model is intact, or give fewer samples with --data",
             )
         dtype = np.dtype(spec["dtype"])
         drawn = rng.standard_normal((count, *shape)) if dtype.kind == "f" else rng.integers(0, 2, (count, *shape))

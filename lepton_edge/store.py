@@ -10,17 +10,21 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lepton_edge import settings
 from lepton_edge.artifact import Artifact, open_artifact
 from lepton_edge.errors import LeptonError
+from lepton_edge.interrupts import held
 from lepton_edge.registry import PACKAGE, Step
 
 
@@ -29,6 +33,11 @@ def root() -> Path:
     set_ = os.environ.get("LEPTON_EDGE_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(set_) if set_ else base / "lepton-edge"
+
+
+def max_bytes() -> int:
+    """What the store may hold: LEPTON_EDGE_CACHE_MAX, in GB."""
+    return int(settings.number("LEPTON_EDGE_CACHE_MAX", 10) * 1e9)
 
 
 def key(step: Step, source: Artifact, options: dict[str, Any]) -> str:
@@ -97,20 +106,48 @@ def find(key_: str) -> tuple[Artifact, dict] | None:
 def aside(near: Path) -> Iterator[Path]:
     """A scratch folder in ``near``, gone afterwards whatever happens; so are the folders made for it, when empty."""
     missing = [p for p in (near, *near.parents) if not p.exists()]
+    scratch: Path | None = None
     try:
-        near.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=near))
-    except OSError as e:
-        raise LeptonError(
-            f"{near}: cannot be written ({e.strerror})", "choose another folder, or free some space"
-        ) from e
-    try:
+        try:
+            with held():
+                near.mkdir(parents=True, exist_ok=True)
+                _clear_after_the_killed(near)
+                scratch = Path(tempfile.mkdtemp(prefix=f".part-{_here()}-{os.getpid()}-", dir=near))
+        except OSError as e:
+            raise LeptonError(
+                f"{near}: cannot be written ({e.strerror})", "choose another folder, or free some space"
+            ) from e
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        with suppress(OSError):  # not empty: then it is of use
-            for folder in missing:
-                folder.rmdir()
+        with held():
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):  # not empty: then it is of use
+                for folder in missing:
+                    folder.rmdir()
+
+
+def _here() -> str:
+    """This machine or container: process numbers of another one mean nothing here."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _clear_after_the_killed(folder: Path) -> None:
+    """Remove the scratch folders of processes of this machine that are gone: killed with -9, or by a power cut."""
+    for left in folder.glob(f".part-{_here()}-*"):
+        number = left.name.split("-")[2]
+        if number.isdecimal() and not _alive(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to someone else
+        return True
+    return True
 
 
 def publish(key_: str, scratch: Path, file: str, result: dict) -> tuple[Artifact, dict]:
@@ -138,7 +175,7 @@ def trim(limit_bytes: int | None = None) -> int:
 
     Returns the bytes that were freed. Entries used within the last day stay.
     """
-    limit = limit_bytes if limit_bytes is not None else int(float(os.environ.get("LEPTON_EDGE_CACHE_MAX", "10")) * 1e9)
+    limit = limit_bytes if limit_bytes is not None else max_bytes()
     entries = []
     for record in root().glob("??/*/step.json"):
         place = record.parent

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from box import box, things, whole  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -93,8 +93,39 @@ def test_an_unknown_device_is_a_usage_error_with_a_suggestion():
     assert done.stderr.startswith("error: unknown device") and "raspberrypi4" in done.stderr
 
 
+def test_a_run_under_nohup_outlives_its_terminal():
+    code = (
+        "import signal, types\n"
+        "from lepton_edge.clikit import guarded\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "heard = lambda: print(*(signal.getsignal(s) == signal.SIG_IGN for s in (signal.SIGHUP, signal.SIGTERM)))\n"
+        "guarded(heard, types.SimpleNamespace(as_json=False, verbose=False))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True False\n"
+
+
 def test_a_reader_that_leaves_is_no_error_worth_a_traceback():
     done = subprocess.run(
         f"{sys.executable} -m lepton_edge list | head -1", shell=True, capture_output=True, text=True, check=False
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["evaluate", "compare", "bench", "convert", "prune"])
+def test_samples_are_those_it_runs_on_where_nothing_is_calibrated(name, monkeypatch):
+    from lepton_edge import api
+    from lepton_edge.errors import LeptonError
+
+    asked = []
+
+    def stop(*args, **kwargs):
+        asked.extend(a.data for a in args if hasattr(a, "data"))
+        raise LeptonError("enough")
+
+    monkeypatch.setattr(api, name, stop)
+    models = (
+        ["a.onnx", "b.onnx"] if name == "compare" else ["a.onnx", *(["--to", "tflite"] if name == "convert" else [])]
+    )
+    result = CliRunner().invoke(app, [name, *models, "--data", "x.npz", "--samples", "7"])
+    assert result.exit_code == 1
+    assert [(d.evaluation_samples, d.samples) for d in asked] == [(7, 300)]

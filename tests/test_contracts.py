@@ -47,7 +47,7 @@ def test_a_step(name):
 @pytest.mark.parametrize("name", STEPS)
 def test_what_a_step_requires_is_in_an_extra(name):
     for requirement in STEPS[name].requires:
-        assert registry._extra_of(requirement), requirement
+        assert registry._extras_for([requirement])[0], requirement
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

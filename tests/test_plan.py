@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton_edge import registry
+from lepton_edge import api, registry
 from lepton_edge.errors import LeptonError
 from lepton_edge.plan import plan
 from lepton_edge.registry import Step
@@ -76,3 +76,25 @@ def test_a_plan_connects_and_applies_all_verbs_in_order(source, target, verbs):
 def test_every_file_in_the_folders_is_readable_as_a_plugin():
     broken = [(s.name, s.broken) for s in (*registry.steps(), *registry.runtimes()) if s.broken]
     assert broken == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "format_", "wanted"),
+    [
+        ("quantize", "onnx", "onnx"),
+        ("quantize", "openvino", "openvino"),
+        ("quantize", "keras", "tflite"),
+        ("quantize", "h5", "tflite"),  # two conversions away
+        ("quantize", "savedmodel", "tflite"),
+        ("quantize", "pt2", "tflite"),
+        ("prune", "h5", "keras"),
+    ],
+)
+def test_a_pass_without_a_target_goes_to_its_own_format_or_the_nearest(verb, format_, wanted):
+    assert api._place_of(verb, format_, Path("model")) == wanted
+
+
+def test_a_pass_that_cannot_be_reached_says_what_it_works_on():
+    with pytest.raises(LeptonError, match="prune does not work on onnx") as e:
+        api._place_of("prune", "onnx", Path("model.onnx"))
+    assert "keras" in e.value.hint

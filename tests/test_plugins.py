@@ -141,6 +141,39 @@ def test_a_dropped_in_device_is_known(plugins):
     assert "toaster" in e.value.hint
 
 
+def test_a_device_may_want_a_dropped_in_format(fakes, plugins, tmp_path):
+    import dataclasses
+
+    from lepton_edge.recipe import Bench, Compress
+
+    plugins(
+        "devices/toaster.toml",
+        'title = "A toaster"\nkind = "estimated"\ntransport = "none"\narch = "aarch64"\nformats = ["fake2"]\n',
+    )
+    model, recipe = fakes
+    compress = Compress(device="toaster", max_drop=100.0)
+    recipe = dataclasses.replace(recipe, compress=compress, bench=Bench(seconds=0.2, rounds=2))
+    run = api.compress(model, tmp_path / "run", recipe)
+    assert {c["format"] for c in run["candidates"]} == {"fake2"}
+    plugins(
+        "devices/kettle.toml", 'title = "K"\nkind = "measured"\ntransport = "local"\narch = "host"\nformats = ["fk2"]\n'
+    )
+    with pytest.raises(LeptonError, match="fk2"):
+        get_device("kettle")
+
+
+def test_a_dropped_in_inspector_is_used(fakes, plugins):
+    model, _ = fakes
+    plugins(
+        "inspectors/fake.py",
+        '"""What a fake model holds."""\n'
+        "def inspect(path):\n"
+        '    return {"inputs": [], "outputs": [], "operators": {"Linear": 1}, "layers": [], "parameters": 12}\n',
+    )
+    facts = api.inspect(model)
+    assert facts["operators"] == {"Linear": 1} and facts["parameters"] == 12
+
+
 def test_a_broken_file_breaks_only_itself(fakes, plugins):
     plugins("converters/a_to_b.py", "def run(:\n")
     plugins("runtimes/odd.py", "FORMATS = ('fake2',)\n")
@@ -156,6 +189,27 @@ def test_a_missing_package_names_the_extra(plugins):
     with pytest.raises(MissingExtra) as e:
         registry.require("x", ("openvino>=9999",))
     assert e.value.hint == "pip install 'lepton-edge[openvino]'"
+
+
+def test_packages_of_several_extras_are_one_command():
+    lacking = ("tensorflow>=9999", "onnx>=9999", "onnxruntime>=9999", "no-such-package>=1")
+    with pytest.raises(MissingExtra, match="which are not installed") as e:
+        registry.require("x", lacking)
+    assert e.value.hint == "pip install 'lepton-edge[tensorflow]' 'no-such-package>=1'", "it brings onnx too"
+    with pytest.raises(MissingExtra) as e:
+        registry.require("x", ("openvino>=9999", "torch>=9999"))
+    assert e.value.hint == "pip install 'lepton-edge[openvino,torch]'"
+
+
+def test_a_whole_road_says_at_once_what_it_lacks(fakes, plugins, tmp_path):
+    model, recipe = fakes
+    plugins("converters/fake_to_fake2.py", 'REQUIRES = ("openvino>=9999",)\n' + CONVERTER)
+    plugins("passes/quantize_fake2.py", 'REQUIRES = ("torch>=9999",)\n' + PASS)
+    registry._read.cache_clear()
+    with pytest.raises(MissingExtra) as e:
+        api.quantize(model, "fake2", tmp_path / "out.fake2", recipe)
+    assert e.value.hint == "pip install 'lepton-edge[openvino,torch]'"
+    assert not (tmp_path / "out.fake2").exists()
 
 
 def test_a_step_that_writes_nothing_is_told(fakes, plugins, tmp_path):
