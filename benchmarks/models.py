@@ -73,9 +73,10 @@ def case(name: str) -> ModuleType:
 
 
 def prepare(name: str) -> Prepared:
-    """The prepared model; made when it is absent or its case file has changed. Raises Missing."""
+    """The prepared model; made when it is absent or a file of cases/ that makes it has changed. Raises Missing."""
     module = case(name)
-    code = hashlib.sha256((HERE / "cases" / f"{name}.py").read_bytes()).hexdigest()
+    files = [HERE / "cases" / f"{name}.py", *sorted((HERE / "cases").glob("_*.py"))]
+    code = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
     folder = cache("models") / name
     record = folder / "case.json"
     facts = json.loads(record.read_text()) if record.is_file() else {}

@@ -15,7 +15,9 @@ def from_keras(source: str, data: str, folder: Path) -> dict:
 
     Parity is that of the conversion, over the evaluation samples.
     """
-    made = cli("convert", shared(source), "--to", "onnx", "-o", folder / "model.onnx", "--data", shared(f"{data}/eval.npz"))
+    made = cli(
+        "convert", shared(source), "--to", "onnx", "-o", folder / "model.onnx", "--data", shared(f"{data}/eval.npz")
+    )
     name = input_name(folder / "model.onnx")
     counts = {}
     for part in ("calib", "eval"):

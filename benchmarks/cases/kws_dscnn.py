@@ -6,7 +6,9 @@ from pathlib import Path
 
 from _tiny import from_keras
 
-ABOUT = "DS-CNN of MLPerf Tiny (Apache-2.0), 49 x 10 MFCC, converted by `lepton-edge convert`; Speech Commands, 300 / 2000"
+ABOUT = (
+    "DS-CNN of MLPerf Tiny (Apache-2.0), 49 x 10 MFCC, converted by `lepton-edge convert`; Speech Commands, 300 / 2000"
+)
 TRANSFORMER = False
 SOURCE = "mlperf_tiny/kws_dscnn_savedmodel"
 

@@ -35,7 +35,11 @@ def prepare(folder: Path) -> dict:
     for part, feed in feeds.items():
         np.savez(folder / f"{part}.npz", **feed)
     lengths = feeds["eval"]["attention_mask"].sum(1)
-    told = {"tokens_min": int(lengths.min()), "tokens_median": int(np.median(lengths)), "tokens_max": int(lengths.max())}
+    told = {
+        "tokens_min": int(lengths.min()),
+        "tokens_median": int(np.median(lengths)),
+        "tokens_max": int(lengths.max()),
+    }
     return {**{k: len(v["input_ids"]) for k, v in feeds.items()}, **told, **facts}
 
 
