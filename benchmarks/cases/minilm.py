@@ -150,9 +150,11 @@ def verify(encoder, weights: Path, feed: dict[str, np.ndarray], count: int = 20)
 
 def export(encoder, feed: dict[str, np.ndarray], path: Path) -> None:
     """Write ``encoder`` as ONNX, opset 18, batch 1 (torch.onnx, dynamo)."""
+    import onnx
     import torch
 
     example = tuple(torch.from_numpy(feed[k][:1]) for k in ("input_ids", "attention_mask"))
-    names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["embedding"]}
+    names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["sentence"]}
     program = torch.onnx.export(encoder, example, dynamo=True, opset_version=18, verbose=False, **names)
     program.save(str(path), external_data=False)
+    onnx.checker.check_model(str(path), full_check=True)
