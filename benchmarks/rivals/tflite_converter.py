@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from _shared import Samples, main
@@ -14,21 +15,12 @@ SOURCE = "keras"
 
 def run(args) -> dict:
     """Write model.tflite at batch 1 from --source."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # both sources were saved by Keras 2
     import tensorflow as tf
 
-    if Path(args.source).is_dir():
-        model = tf.saved_model.load(args.source)
-        call = model.signatures["serving_default"]
-        (spec,) = call.structured_input_signature[1].values()
-        name = spec.name
-
-        def function(x):
-            return call(**{name: x})
-    else:
-        model = tf.keras.models.load_model(args.source, compile=False)
-        function, spec = model, model.inputs[0]
-    shape = (1, *spec.shape[1:])
-    concrete = tf.function(function).get_concrete_function(tf.TensorSpec(shape, spec.dtype))
+    model = tf.keras.models.load_model(args.source, compile=False)
+    (spec,) = model.inputs
+    concrete = tf.function(model).get_concrete_function(tf.TensorSpec((1, *spec.shape[1:]), spec.dtype))
     samples = Samples(args.calib, limit=args.samples)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
