@@ -160,7 +160,7 @@ def floats(made_of: Prepared) -> Artefact:
 
 def _converted(made_of: Prepared, runtime: str) -> Path:
     out = cache("artefacts", made_of.name, "float32") / f"model{FORMATS[runtime]}"
-    stamp = out.with_suffix(".made")
+    stamp = out.with_name(f"{runtime}.made")
     if not (stamp.is_file() and stamp.read_text() == made_of.facts["model_sha256"]):
         cli("convert", made_of.model, "--to", FORMAT_OF[runtime], "-o", out, "--data", made_of.eval)
         stamp.write_text(made_of.facts["model_sha256"])

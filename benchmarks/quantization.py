@@ -52,10 +52,10 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    rivals = list(artefacts.rivals())
+    rivals = artefacts.rivals()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=models.names(), default=models.names())
-    parser.add_argument("--rivals", nargs="*", choices=rivals, default=None, help="(all)")
+    parser.add_argument("--rivals", nargs="*", choices=list(rivals), default=None, help="(all)")
     parser.add_argument("--presets", nargs="*", choices=artefacts.PRESETS, default=list(artefacts.PRESETS))
     parser.add_argument("--again", action="store_true", help="make the rivals' artefacts again, too")
     parser.add_argument("--no-latency", action="store_true", help="only accuracy")
@@ -63,7 +63,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"short timing; without {', '.join(SLOW)}")
     args = parser.parse_args()
     if args.rivals is None:
-        args.rivals = [r for r in rivals if not (args.quick and r in SLOW)]
+        aside = [
+            f"{m.__name__.removeprefix('rival_')}-{a}" for m, _ in rivals.values() for a in getattr(m, "ASIDE", ())
+        ]
+        args.rivals = [r for r in rivals if r not in aside and not (args.quick and r in SLOW)]
     return args
 
 

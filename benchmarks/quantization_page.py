@@ -97,6 +97,8 @@ def cells(c: dict, columns: dict[str, tuple[str, str]]) -> list[str]:
     """A row of a table."""
     made, time = c["made"], c.get("latency") or {}
     figures = [_number(c["figures"].get(field), form) for field, form in columns.values()]
+    if c["figures"].get("sqnr_db", 0.0) is None:
+        figures[list(columns).index("SQNR dB")] = "exact"
     p50 = ""
     if "p50_ms" in time:
         p50 = f"{time['p50_ms']:.4g} [{time['p50_ci'][0]:.4g}, {time['p50_ci'][1]:.4g}]"
@@ -135,7 +137,47 @@ def remarks(c: dict) -> list[str]:
     return [n for n in notes if n != f"{samples} samples"]
 
 
-EXTRAS: dict = {}
+def calibration_memory(record: dict) -> list[str]:
+    """Peak memory and time of calibration by the number of samples."""
+    counts = sorted({r["samples"] for r in record["rows"]})
+    cell = {(r["tool"], r["samples"]): r for r in record["rows"]}
+    rows = []
+    for tool in sorted({r["tool"] for r in record["rows"]}):
+        texts = []
+        for count in counts:
+            r = cell.get((tool, count))
+            texts.append("" if r is None else r["error"] or f"{r['peak_mb']:,.0f} MB, {r['wall_s']:.0f} s")
+        rows.append([tool, *texts])
+    return [
+        "## Memory and time of calibration",
+        "",
+        "MobileNetV2, photographs and changed copies of them: peak resident memory of all processes of the command,",
+        f"and its wall time (ours with verification). {record['host']['cpu']}, {record['date'][:10]}.",
+        "",
+        *table(["tool", *(f"{count} samples" for count in counts)], rows),
+    ]
+
+
+def saturation(record: dict) -> list[str]:
+    """Answers on a CPU with VNNI and on an emulated one without."""
+    rows = []
+    for name, r in record["files"].items():
+        sqnr = "exact" if r["sqnr_db"] is None else f"{r['sqnr_db']:.1f}"
+        right = [str(r[f"right_{where}"]) for where in ("native", "emulated")]
+        times = [f"{r[f'{where}_s']:.1f}" for where in ("native", "emulated")]
+        rows.append([name, f"{r['same_top1']} of {record['images']}", sqnr, f"{r['max_abs']:.3g}", *right, *times])
+    head = ["file", "same top-1", "SQNR dB between the two", "max abs", "right here", "right emulated", "s here"]
+    return [
+        "## Saturation without VNNI",
+        "",
+        f"MobileNetV2, {record['images']} images, ONNX Runtime on this CPU ({' '.join(record['host']['isa'])}) and",
+        f"emulated (`{' '.join(record['command'])}`: AVX2, no VNNI; {record['emulator']}).",
+        "",
+        *table([*head, "s emulated"], rows),
+    ]
+
+
+EXTRAS = {"calibration_memory": calibration_memory, "saturation": saturation}
 
 if __name__ == "__main__":
     write_section()

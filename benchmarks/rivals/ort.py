@@ -12,8 +12,10 @@ METHODS = {
     "entropy": "onnxruntime quantize_static Entropy",
     "percentile": "onnxruntime quantize_static Percentile",
     "dynamic": "onnxruntime quantize_dynamic",
+    "minmax7": "onnxruntime quantize_static MinMax, reduce_range",
 }
-CALIBRATES = ("minmax", "entropy", "percentile")
+CALIBRATES = ("minmax", "entropy", "percentile", "minmax7")
+ASIDE = ("minmax7",)  # for CPUs without VNNI: only in saturation.py
 
 
 def run(args) -> dict:
@@ -42,8 +44,10 @@ def run(args) -> dict:
         per_channel=True,
         activation_type=q.QuantType.QUInt8,
         weight_type=q.QuantType.QInt8,
+        reduce_range=args.method == "minmax7",
         calibrate_method={
             "minmax": q.CalibrationMethod.MinMax,
+            "minmax7": q.CalibrationMethod.MinMax,
             "entropy": q.CalibrationMethod.Entropy,
             "percentile": q.CalibrationMethod.Percentile,
         }[args.method],
