@@ -7,7 +7,8 @@ sum is held in 16 bits and saturates (VPMADDUBSW): full-range weights then give 
 The emulator is qemu-x86_64-static (Debian: qemu-user-static) with `-cpu Haswell`, which has AVX2 and no VNNI.
 
 Compared are, on MobileNetV2: ONNX Runtime's U8S8 file of full range, its reduce_range file (7-bit weights), our file
-made with the options of --ours (how this checkout is told to make a file for AVX2), and the files named.
+made with the options of --ours (how this checkout is told to make a file for AVX2), and the files named. A float file
+takes about ten times as long: the emulator computes floats in software.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
     if shutil.which(EMULATOR[0]) is None:
         raise SystemExit(f"{EMULATOR[0]} was not found: on Debian and Ubuntu, apt-get install qemu-user-static")
     made_of = models.prepare("mobilenet_v2")
-    candidates = {"float32": made_of.model, **rivals(made_of)}
+    candidates = rivals(made_of)
     if args.ours is not None:
         candidates[f"lepton-edge {args.ours}".strip()] = ours(made_of, shlex.split(args.ours))
     for named in args.files:
