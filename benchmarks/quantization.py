@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ import artefacts
 import judging
 import models
 from artefacts import Artefact
-from common import RESULTS, Missing, cache
+from common import RESULTS, ROOT, SHARED, Missing, cache
 from judging import RUNTIMES, Entry
 from quantization_page import write_section
 
@@ -165,8 +166,8 @@ def tidy(value):
     if isinstance(value, list):
         return [tidy(v) for v in value]
     if isinstance(value, str):
-        for folder in (str(cache()), str(Path.home()), str(Path.cwd())):
-            value = value.replace(folder, "…")
+        for folder in (cache(), SHARED.resolve(), SHARED, ROOT, Path.home(), tempfile.gettempdir()):
+            value = value.replace(str(folder), "…")
     return value
 
 
