@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-quant clean
 
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
@@ -18,6 +18,12 @@ check: .venv/.test
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/run.py
+
+# Makes an environment for every rival the first time (several GB) and takes hours.
+bench-quant: .venv/.test
+	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/calibration_memory.py
+	$(BIN)/python benchmarks/saturation.py
 
 clean:
 	rm -rf .venv build lepton-out *.egg-info

@@ -19,10 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-RESULTS = HERE / "results"
-BIN = Path(sys.executable).parent
+from common import BIN, RESULTS, ROOT
+from page import update
 
 # name: model, calibration, evaluation, further arguments; None: the embedded sample
 CASES: dict[str, tuple[str, str, str, list[str]] | None] = {
@@ -109,7 +107,7 @@ def table(run: dict) -> list[str]:
 
 
 def write_page() -> None:
-    """Generate BENCHMARKS.md from the kept results."""
+    """Generate this benchmark's section of BENCHMARKS.md from the kept results."""
     lines = [
         "# Benchmarks",
         "",
@@ -133,7 +131,7 @@ def write_page() -> None:
             f"{s['ratio_max']:.2f}x) the time of "
             f'`python -c "import typer"`, {len(s["seconds"]["help"])} interleaved pairs.',
         ]
-    (ROOT / "BENCHMARKS.md").write_text("\n".join(lines) + "\n")
+    update("compress", lines)
 
 
 def main() -> None:
