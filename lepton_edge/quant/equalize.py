@@ -3,9 +3,8 @@
 max(s x, 0) = s max(x, 0) for s > 0, so a factor on a channel can be moved through Relu, sums and pools from the layers
 that write it to the layers that read it (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
 Correction", ICCV 2019, section 4.1). With per-channel weights the writers' rows cost nothing, and readers' columns are
-rounded by learned rounding, so factors serve the activations: s = R / (the channel's largest value), which is the least
-noise that a grid of range R can leave in the readers. A Clip at h stays exact: a channel that reaches h keeps s = 1,
-and any other is scaled to h at most.
+rounded by learned rounding, so factors serve the activations: s = sqrt(R / the channel's largest value), half of the way
+to the grid's whole range R. A Clip at h stays exact: a channel that reaches h keeps s = 1, and no other is brought near.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from lepton_edge.quant.tap import Sample, each
 PASSES = {"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "Dropout"}
 MOST = 1e3  # factors are kept within 1 / MOST .. MOST
 DEAD = 1e-6  # of the tensor's range: a channel below it carries nothing
-HEADROOM = 1.05  # below a Clip's limit, for samples that calibration has not seen
+HEADROOM = 3.0  # below a Clip's limit, for samples that calibration has not seen
+SHARE = 0.5  # of the way, in decades: all of it costs the readers' weights more than it gains
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def extremes(net: Net, families: list[Family], samples: Iterable[Sample]) -> dic
     return peaks
 
 
-def factors(net: Net, family: Family, peaks: dict[str, np.ndarray], sites: set[str]) -> np.ndarray:
+def factors(family: Family, peaks: dict[str, np.ndarray], sites: set[str]) -> np.ndarray:
     """The factor of each channel [channels]; 1 where a Clip is reached or the channel is dead.
 
     `sites` are the tensors that get a grid: only their ranges count. With several of them, the least factor that fills
@@ -153,7 +153,7 @@ def factors(net: Net, family: Family, peaks: dict[str, np.ndarray], sites: set[s
     for tensor, cap in caps.items():
         peak = np.maximum(peaks[tensor].astype(np.float64), 1e-30)
         wanted = np.minimum(wanted, np.maximum(cap / HEADROOM / peak, 1.0))
-    return np.where(fixed, 1.0, np.clip(wanted, 1 / MOST, MOST))
+    return np.where(fixed, 1.0, np.clip(wanted, 1 / MOST, MOST) ** SHARE)
 
 
 def scale(net: Net, family: Family, s: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from lepton_edge.quant.grid import Grid, weight_grid
 
 BLOCK = 64
 RIDGES = (1e-3, 1e-1)
+TRIM = 4.0  # times the median squared error of a position
 
 
 @dataclass
@@ -28,7 +29,6 @@ class Moments:
     xx: np.ndarray
     yx: np.ndarray
     yy: np.ndarray
-    count: int = 0
 
     @classmethod
     def of(cls, groups: int, outputs: int, features: int) -> Moments:
@@ -40,17 +40,23 @@ class Moments:
             np.zeros((groups, outputs), np.float64),
         )
 
-    def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Take x [G, P, F] and y [G, P, O]."""
+    def add(self, x: np.ndarray, y: np.ndarray, w: np.ndarray | None = None) -> None:
+        """Take x [G, P, F] and y [G, P, O], without the positions that `w` [G, O, F + 1] misses far more than others.
+
+        Where the input's grid clips a rare large value, no weights can give y; few such rows would outweigh all others.
+        """
         x = np.concatenate([x, np.ones((*x.shape[:2], 1), x.dtype)], axis=2)
+        if w is not None:
+            miss = ((y - np.matmul(x, w.transpose(0, 2, 1).astype(x.dtype))) ** 2).sum(2)  # [G, P]
+            kept = (miss <= TRIM * np.median(miss, axis=1, keepdims=True) + 1e-12)[:, :, None]
+            x, y = x * kept, y * kept
         self.xx += np.matmul(x.transpose(0, 2, 1), x)
         self.yx += np.matmul(y.transpose(0, 2, 1), x)
         self.yy += (y.astype(np.float64) ** 2).sum(1)
-        self.count += x.shape[1]
 
     def merged(self, other: Moments) -> Moments:
         """The sums of both."""
-        return Moments(self.xx + other.xx, self.yx + other.yx, self.yy + other.yy, self.count + other.count)
+        return Moments(self.xx + other.xx, self.yx + other.yx, self.yy + other.yy)
 
     def error(self, w: np.ndarray) -> np.ndarray:
         """Sum of (y - w x)^2 over positions and outputs, by group [G]; w [G, O, F + 1]."""
@@ -87,7 +93,7 @@ def _ridge(w: np.ndarray, moments: Moments, ridge: float | None) -> np.ndarray:
     eye[-1, -1] = 0.0  # the bias is free
     penalty = (ridge * power + 1e-12)[:, None, None] * eye
     left = moments.xx + penalty
-    left[:, -1, -1] += 1e-9 * max(moments.count, 1)
+    left[:, -1, -1] += 1e-9 * np.maximum(moments.xx[:, -1, -1], 1)
     right = moments.yx + np.matmul(w, penalty)
     return np.linalg.solve(left, right.transpose(0, 2, 1)).transpose(0, 2, 1)
 
@@ -96,8 +102,9 @@ def bias_only(w: np.ndarray, moments: Moments) -> np.ndarray:
     """`w` with the bias that makes the mean of every output right (Nagel et al., "Data-Free Quantization Through
     Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with the empirical mean)."""
     made = w.copy()
-    mean_x = moments.xx[:, -1, :-1] / max(moments.count, 1)
-    mean_y = moments.yx[:, :, -1] / max(moments.count, 1)
+    count = np.maximum(moments.xx[:, -1, -1:], 1)  # of rows that were kept
+    mean_x = moments.xx[:, -1, :-1] / count
+    mean_y = moments.yx[:, :, -1] / count
     made[:, :, -1] = mean_y - np.einsum("gof,gf->go", w[:, :, :-1], mean_x)
     return made
 

@@ -105,10 +105,11 @@ def _moments(
     tensors = {o for n in part.nodes for o in n.output}
     names = {y.y: f"{y.x}_dequantized" if f"{y.x}_dequantized" in tensors else y.x for y in layers}
     runner = Runner(part, list(dict.fromkeys(names.values())), weights_as_they_are=True)
-    sums = {}
+    sums, full = {}, {}
     for layer in layers:
-        shape = matrix(layer, made.consts[layer.weight]).shape
-        sums[layer.y] = (Moments.of(*shape), Moments.of(*shape))
+        full[layer.y] = _with_bias(made, layer)
+        groups, outs, wide = full[layer.y].shape
+        sums[layer.y] = (Moments.of(groups, outs, wide - 1), Moments.of(groups, outs, wide - 1))
     held: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {layer.y: ([], []) for layer in layers}
     for k, sample in enumerate(samples):
         values = dict(zip(runner.fetch, runner.run({n: sample[n] for n in part.inputs}), strict=True))
@@ -119,9 +120,17 @@ def _moments(
         if (k + 1) % BATCH == 0 or k + 1 == len(samples):  # few large products cost less than many small ones
             for layer in layers:
                 xs, outs = held.pop(layer.y)
-                sums[layer.y][k // BATCH % 2].add(np.concatenate(xs, 1), np.concatenate(outs, 1))
+                sums[layer.y][k // BATCH % 2].add(np.concatenate(xs, 1), np.concatenate(outs, 1), full[layer.y])
                 held[layer.y] = ([], [])
     return sums
+
+
+def _with_bias(net: Net, layer: Layer) -> np.ndarray:
+    """A layer's weights [groups, outputs, features + 1], its bias last, float64."""
+    rows = matrix(layer, net.consts[layer.weight]).astype(np.float64)
+    groups, outputs, _ = rows.shape
+    bias = net.consts[layer.bias].reshape(-1) if layer.bias else np.zeros(1)
+    return np.concatenate([rows, np.broadcast_to(bias, groups * outputs).reshape(groups, outputs, 1)], axis=2)
 
 
 def _layer(
@@ -131,17 +140,14 @@ def _layer(
     stored = net.consts[layer.weight]
     if halves is None:
         return _nearest(stored, layer, effort)
-    rows = matrix(layer, stored).astype(np.float64)
-    groups, outputs, _ = rows.shape
-    has_bias = layer.op != "MatMul"
-    bias = net.consts[layer.bias].reshape(-1) if layer.bias else np.zeros(1)
-    full = np.concatenate([rows, np.broadcast_to(bias, groups * outputs).reshape(groups, outputs, 1)], axis=2)
+    full, has_bias = _with_bias(net, layer), layer.op != "MatMul"
     if effort.refit and has_bias:
         full = rounding.refit(full, halves)
     total = halves[0].merged(halves[1])
-    xx = total.xx[:, :-1, :-1] / max(total.count, 1)
+    count = np.maximum(total.xx[:, -1, -1], 1)
+    xx = total.xx[:, :-1, :-1] / count[:, None, None]
     if has_bias:
-        mean = total.xx[:, -1, :-1] / max(total.count, 1)
+        mean = total.xx[:, -1, :-1] / count[:, None]
         xx = xx - mean[:, :, None] * mean[:, None, :]
     w = full[:, :, :-1]
     peak = rounding.scales(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer.axis is not None, effort.bits)
