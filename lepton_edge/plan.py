@@ -10,8 +10,8 @@ import heapq
 from lepton_edge.errors import LeptonError
 from lepton_edge.registry import Step, missing
 
-# A conversion after quantization has to carry scales across; quantizing in the target format does not.
-CONVERT_QUANTIZED = 10.0
+# Keeping a conversion before quantization costs nothing; after it the scales have to be carried across.
+CONVERT_QUANTIZED = 2.0
 NOT_INSTALLED = 100.0
 
 

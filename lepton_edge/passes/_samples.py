@@ -11,7 +11,7 @@ from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import load_feed, spread
 
 
-class Samples:
+class Samples(Sequence[dict[str, np.ndarray]]):
     """Up to `limit` samples, spread evenly over the folder: each is {input name: array as the model takes it}.
 
     It can be iterated again and again; arrays are memory-mapped, so memory holds one sample.
@@ -39,7 +39,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:  # type: ignore[override]  # never a slice
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
         i = int(self._indices[position])
         return {
             name: np.array(array[i, ...] if name in self._whole else array[i : i + 1], order="C")

@@ -1,4 +1,4 @@
-"""Static int8 quantization of an ONNX model (ONNX Runtime, QDQ)."""
+"""Static int8 quantization of an ONNX model: one set of scales and weights for every runtime (QDQ)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
 
-REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20", "sympy>=1.12")
+REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20")
+COST = 0.5  # what it writes keeps its scales in TFLite and OpenVINO too, so quantizing here comes first
 _REDUCE = ("auto", "on", "off")
-_STRIDE = 16  # samples whose ranges are held before they are merged
+_RANGES = ("auto", "minmax", "average", "percentile", "mse", "entropy")
 
 
 def run(
@@ -22,91 +23,62 @@ def run(
     data: str,
     samples: int = 300,
     seed: int = 0,
+    preset: str = "default",
+    ranges: str = "auto",
     reduce_range: str = "auto",
     progress: Progress | None = None,
 ) -> dict:
-    """Write an int8 `dst` in QDQ form: uint8 activations per tensor by min-max, int8 weights per channel.
+    """Write an int8 `dst` in QDQ form: uint8 activations per tensor, int8 weights per channel.
 
-    On x86 without VNNI that pair saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and
-    "off" decide it for another machine. Of a transformer only the products with weights are quantized: its
-    residual sums, normalisations and attention scores lose too much in uint8.
-    Raises LeptonError for a model that is quantized already or has nothing to quantize, for no samples, and
-    for data of other inputs.
+    `preset` is "fast" (no learned rounding, ranges by least squares), "default" or "best". `ranges` of activations are
+    chosen by the error measured at the outputs ("auto") or by one method for all. On x86 without VNNI uint8 x int8
+    saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and "off" decide it for another machine. Of a
+    transformer only the products with weights are quantized. Raises LeptonError for a model that is quantized already
+    or has nothing to quantize, for no samples, and for data of other inputs.
     """
-    import onnx
+    from lepton_edge.quant import core
 
     name = Path(src).name
-    if reduce_range not in _REDUCE:
-        raise LeptonError(f"unknown reduce_range '{reduce_range}'", hint=f"known: {', '.join(_REDUCE)}")
-    model = _read(src, name)
-    constants = {t.name for t in model.graph.initializer}
-    feed = Samples(data, [v.name for v in model.graph.input if v.name not in constants], samples, seed, src)
-    is_attention = _has_attention(model)
+    _known("preset", preset, tuple(core.PRESETS))
+    _known("ranges", ranges, _RANGES)
+    _known("reduce_range", reduce_range, _REDUCE)
+    feed = Samples(data, _inputs(src), samples, seed, src)
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
+    options = core.Options(core.PRESETS[preset], weight_bits=7 if saturates else 8, ranges=ranges, seed=seed)
+    made = core.quantize(src, feed, options, progress or silent)
     target = Path(dst)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
-        prepared, aside = str(Path(folder) / "prepared.onnx"), Path(folder) / target.name
-        notes = _prepare(src, model, prepared, name)
-        _quantize(prepared, str(aside), feed, saturates, is_attention, name, progress or silent)
-        quantized = onnx.load(aside, load_external_data=False)
-        count = sum(node.op_type == "DequantizeLinear" for node in quantized.graph.node)
-        if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
-            raise LeptonError(
-                f"{name}: nothing in it can be quantized to int8",
-                hint="it has no convolution or product with constant weights; keep it float",
-            )
+        aside = Path(folder) / target.name
+        _save(made.proto(), aside)
         _check_runs(str(aside), feed[0], name)
         aside.replace(target)
-    notes += ["uint8 activations, int8 weights per channel" + (" (7 bits: no VNNI)" if saturates else "")]
-    if is_attention:
+    width = " (7 bits: no VNNI)" if saturates else ""
+    notes = [f"int8, preset {preset}: uint8 activations, int8 weights per channel{width}"]
+    if made.spec.placement.local:
         notes.append("attention found: only products with weights are quantized")
-    return {"scheme": "w8a8", "samples": len(feed), "quantized_tensors": count, "notes": notes}
+    return {
+        "scheme": "w8a8",
+        "samples": len(feed),
+        "quantized_tensors": made.figures["layers"] + made.figures["sites"],
+        "calibration_sqnr_db": made.figures["calibration_sqnr_db"],
+        "notes": notes,
+    }
 
 
-def _read(src: str, name: str) -> Any:
+def _known(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise LeptonError(f"unknown {what} '{value}'", hint=f"known: {', '.join(known)}")
+
+
+def _inputs(src: str) -> list[str]:
+    """Names of the model's inputs, its weights not read."""
     import onnx
-    from google.protobuf.message import DecodeError
 
-    try:
-        model = onnx.load(src)
-    except (DecodeError, ValueError, OSError) as error:
-        raise LeptonError(f"{name}: not a readable ONNX file: {one_line(error)}") from error
-    kinds = {node.op_type for node in model.graph.node}
-    if found := kinds & {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"}:
-        raise LeptonError(
-            f"{name} is quantized already ({sorted(found)[0]})", hint="give the float model it was made from"
-        )
-    return model
+    from lepton_edge.tflite_writer.load import read
 
-
-def _has_attention(model: Any) -> bool:
-    """A Softmax whose result goes into a product of two computed tensors, or an attention operator."""
-    constants = {t.name for t in model.graph.initializer}
-    constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
-    users: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for value in node.input:
-            users.setdefault(value, []).append(node)
-    todo = [n for n in model.graph.node if n.op_type == "Softmax"]
-    seen: set[str] = set()
-    while todo:
-        node = todo.pop()
-        for user in (u for out in node.output for u in users.get(out, ())):
-            if user.op_type == "MatMul" and not constants & set(user.input):
-                return True
-            passes_on = user.op_type in (
-                "Dropout",
-                "Cast",
-                "Reshape",
-                "Transpose",
-                "Where",
-                "Identity",
-                "Mul",
-            )
-            if passes_on and user.output[0] not in seen:
-                seen.add(user.output[0])
-                todo.append(user)
-    return any("Attention" in node.op_type for node in model.graph.node)
+    model = read(src) if Path(src).stat().st_size < 1 << 20 else onnx.load(src, load_external_data=False)
+    held = {t.name for t in model.graph.initializer}
+    return [v.name for v in model.graph.input if v.name not in held]
 
 
 def _saturates() -> bool:
@@ -118,109 +90,17 @@ def _saturates() -> bool:
     return not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
-def _prepare(src: str, model: Any, prepared: str, name: str) -> list[str]:
-    """Shape inference, graph optimisation and an opset that knows per-channel QDQ; what had to be skipped."""
+def _save(model: Any, path: Path) -> None:
     import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    source: Any = src
-    if opset < 13:
-        try:
-            source = onnx.version_converter.convert_version(model, 17)
-        except (RuntimeError, ValueError) as error:
-            raise LeptonError(
-                f"{name}: its opset {opset} has no per-channel quantization and cannot be raised: " + one_line(error),
-                hint="export the model again with opset 13 or newer",
-            ) from error
-    tries = [
-        ({}, ""),
-        ({"skip_symbolic_shape": True}, "symbolic shape inference failed and was skipped"),
-        ({"skip_symbolic_shape": True, "skip_onnx_shape": True}, "shape inference failed and was skipped"),
-        (
-            {"skip_symbolic_shape": True, "skip_optimization": True},
-            "graph optimisation failed and was skipped",
-        ),
-    ]
-    for options, note in tries:
-        try:
-            quant_pre_process(source, prepared, **options)
-        except Exception as error:  # it lets through whatever sympy, onnx and onnxruntime raise
-            last = error
-            continue
-        return [note] if note else []
-    raise LeptonError(
-        f"{name}: ONNX Runtime cannot prepare it for quantization: {one_line(last)}",
-        hint="check that the model runs in ONNX Runtime",
-    ) from last
+    from lepton_edge.quant.tap import LARGE
 
-
-def _quantize(
-    prepared: str,
-    aside: str,
-    feed: Samples,
-    saturates: bool,
-    is_attention: bool,
-    name: str,
-    progress: Progress,
-) -> None:
-    from onnxruntime import quantization as ortq
-
-    extra: dict[str, Any] = {"CalibStridedMinMax": _STRIDE}
-    kinds = None
-    if is_attention:
-        kinds = ["MatMul", "Gemm", "Conv"]
-        extra |= {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
-    try:
-        ortq.quantize_static(
-            prepared,
-            aside,
-            _reader(feed, progress),
-            quant_format=ortq.QuantFormat.QDQ,
-            op_types_to_quantize=kinds,
-            per_channel=True,
-            reduce_range=saturates,
-            activation_type=ortq.QuantType.QUInt8,
-            weight_type=ortq.QuantType.QInt8,
-            calibrate_method=ortq.CalibrationMethod.MinMax,
-            extra_options=extra,
-        )
-    except LeptonError:
-        raise
-    except Exception as error:  # ONNX Runtime's exceptions derive straight from Exception
+    if model.ByteSize() >= LARGE:
         raise LeptonError(
-            f"{name}: ONNX Runtime cannot quantize it: {one_line(error)}",
-            hint="check that the model runs on this data, or quantize it in another format",
-        ) from error
-
-
-def _reader(feed: Samples, progress: Progress) -> Any:
-    """A calibration reader that gives `feed` in strides, so that ranges are merged as they come.
-
-    ONNX Runtime wants a length divisible by the stride: the last samples are given again to fill it, which
-    changes no minimum or maximum.
-    """
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.at, self.end = 0, len(self)
-
-        def __len__(self) -> int:
-            return -(-len(feed) // _STRIDE) * _STRIDE
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self.at, self.end = start_index, end_index
-
-        def get_next(self) -> dict | None:
-            if self.at >= self.end:
-                return None
-            position = min(self.at, len(feed) - 1)
-            self.at += 1
-            progress(position + 1, len(feed), "calibration samples")
-            return feed[position]
-
-    return Reader()
+            f"its int8 form takes {model.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds",
+            "quantize a smaller part of it, or keep it float",
+        )
+    onnx.save(model, str(path))
 
 
 def _check_runs(path: str, sample: dict, name: str) -> None:

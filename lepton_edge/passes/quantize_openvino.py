@@ -13,6 +13,7 @@ import numpy as np
 from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
 
+COST = 40.0  # where the way through ONNX does not lead
 REQUIRES = ("openvino>=2026", "nncf>=3.4")
 _MODES = ("auto", "transformer", "none")
 _RANGES = ("auto", "minmax", "average")

@@ -13,6 +13,7 @@ from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
 from lepton_edge.tflite_plain import plain
 
+COST = 40.0  # where the way through ONNX does not lead
 REQUIRES = ("ai-edge-quantizer>=0.6", "ai-edge-litert>=2.1")
 _RANGES = ("minmax", "average")
 

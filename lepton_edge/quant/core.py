@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
     placement = place(net)
     if not placement.layers:
         raise LeptonError(
-            "nothing in it can be quantized to int8",
+            f"{Path(path).name}: nothing in it can be quantized to int8",
             "it has no convolution or product with constant float32 weights; keep it float",
         )
     preset = options.preset
@@ -141,11 +142,16 @@ def rebased(net: Net, placement: Placement, samples: Sequence[Sample], seed: int
     """A copy with every linear residual stream in the basis that quantizes best."""
     made = net.copy()
     for stream in streams.find(net, placement):
-        rows: list[np.ndarray] = []
-        rng = np.random.default_rng(seed)
-        each(net, stream.tensors, samples, lambda _, v, s=stream: rows.append(streams.vectors(s, v, ROWS, rng)))
-        streams.change(made, stream, streams.basis(made, stream, np.concatenate(rows), seed))
+        streams.change(made, stream, streams.basis(made, stream, _rows(net, stream, samples, seed), seed))
     return made
+
+
+def _rows(net: Net, stream: streams.Stream, samples: Sequence[Sample], seed: int) -> np.ndarray:
+    """Channel vectors [positions, channels] of a stream's tensors."""
+    rng = np.random.default_rng(seed)
+    rows: list[np.ndarray] = []
+    each(net, stream.tensors, samples, lambda _, value: rows.append(streams.vectors(stream, value, ROWS, rng)))
+    return np.concatenate(rows)
 
 
 def equalized(net: Net, placement: Placement, samples: Sequence[Sample]) -> Net:
@@ -195,8 +201,9 @@ def chosen(
     start = {site.name: _start(site, seen[site.name], method, options.activation_bits) for site in placement.sites}
     if options.ranges != "auto" or not options.preset.searched:
         return start
+    widest = {site.name: _start(site, seen[site.name], "minmax", options.activation_bits) for site in placement.sites}
     found = search(
-        net, placement, start, list(take(samples, options.preset.searched)), bits=options.activation_bits,
+        net, placement, start, widest, list(take(samples, options.preset.searched)), bits=options.activation_bits,
         told=lambda done, total: tell(done, total, "measuring ranges, tensor"),
     )  # fmt: skip
     return {name: pair for name, (pair, _) in found.items()}

@@ -22,9 +22,9 @@ def emit(net: Net, spec: QuantSpec) -> Net:
     for name in spec.placement.constants:
         _constant(made, name)
     for site in spec.placement.sites:
-        grid = spec.activations.get(site.name)
-        for tensor in site.tensors if grid is not None else ():
-            _pair(made, tensor, grid, spec)
+        if (grid := spec.activations.get(site.name)) is not None:
+            for tensor in site.tensors:
+                _pair(made, tensor, grid, spec)
     for layer in spec.placement.layers:
         if layer.y in spec.weights and layer.weight in made.users:
             _weights(made, layer, spec)
@@ -46,7 +46,7 @@ def _node(made: Net, kind: str, inputs: list[str], output: str, axis: int | None
 def _parameters(made: Net, stem: str, grid: Grid, dtype: type) -> list[str]:
     scale, zero = made.fresh(f"{stem}_scale"), made.fresh(f"{stem}_zero_point")
     made.consts[scale] = grid.scale if grid.axis is not None else grid.scale.reshape(())
-    values = grid.zero.astype(dtype)
+    values: np.ndarray = grid.zero.astype(dtype)
     made.consts[zero] = values if grid.axis is not None else values.reshape(())
     return [scale, zero]
 

@@ -1,10 +1,11 @@
 """Cross-layer equalization: every channel of an activation tensor made to fill the one grid the tensor has.
 
-max(s x, 0) = s max(x, 0) for s > 0, so a factor on a channel can be moved through Relu, sums and pools from the layers
-that write it to the layers that read it (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", ICCV 2019, section 4.1). With per-channel weights the writers' rows cost nothing, and readers' columns are
-rounded by learned rounding, so factors serve the activations: s = sqrt(R / the channel's largest value), half of the way
-to the grid's whole range R. A Clip at h stays exact: a channel that reaches h keeps s = 1, and no other is brought near.
+max(s x, 0) = s max(x, 0) for s > 0, so a factor on a channel can be moved through Relu, sums and pools from the
+layers that write it to the layers that read it (Nagel et al., "Data-Free Quantization Through Weight Equalization and
+Bias Correction", ICCV 2019, section 4.1). With per-channel weights the writers' rows cost nothing, and readers' columns
+are rounded by learned rounding, so factors serve the activations: s = sqrt(R / the channel's largest value), half of
+the way to the grid's whole range R. A Clip at h stays exact: a channel that reaches h keeps s = 1, and no other is
+brought near.
 """
 
 from __future__ import annotations
@@ -90,11 +91,11 @@ def _walk(net: Net, start: str, by_y: dict[str, Layer], by_x: dict[str, list[Lay
         else:
             return None
         for user in net.users.get(tensor, []):
-            layer = next((item for item in by_x.get(tensor, []) if item.y == user.output[0]), None)
-            if layer is not None:
-                if not net.private(layer.weight) or (layer.op in ("Conv", "ConvTranspose")) != is_image:
+            reader = next((item for item in by_x.get(tensor, []) if item.y == user.output[0]), None)
+            if reader is not None:
+                if not net.private(reader.weight) or (reader.op in ("Conv", "ConvTranspose")) != is_image:
                     return None
-                readers[layer.y] = layer
+                readers[reader.y] = reader
             elif user.op_type in PASSES or user.op_type == "Add":
                 todo.append(user.output[0])
             else:
@@ -175,10 +176,9 @@ def _columns(net: Net, layer: Layer, s: np.ndarray) -> np.ndarray:
     """A reader's weight with its input channels divided by s."""
     weight = net.consts[layer.weight].astype(np.float64)
     if layer.op == "Conv":
-        by_group = s.reshape(layer.group, -1)  # [groups, in channels of a group]
+        by_group = s.reshape(layer.group, 1, -1, *(1,) * (weight.ndim - 2))  # [groups, 1, in channels of a group, ...]
         rows = weight.reshape(layer.group, -1, *weight.shape[1:])
-        shape = (layer.group, 1, by_group.shape[1]) + (1,) * (weight.ndim - 2)
-        return (rows / by_group.reshape(shape)).reshape(weight.shape)
+        return (rows / by_group).reshape(weight.shape)
     axis = 0 if layer.op in ("ConvTranspose", "MatMul") or layer.axis == 1 else 1
     shape = [1] * weight.ndim
     shape[axis] = -1

@@ -58,9 +58,7 @@ class Net:
             twin = type(node)()
             twin.CopyFrom(node)
             nodes.append(twin)
-        net = Net(
-            nodes, dict(self.consts), list(self.inputs), list(self.outputs), self.shapes, self.dtypes, self.base
-        )
+        net = Net(nodes, dict(self.consts), list(self.inputs), list(self.outputs), self.shapes, self.dtypes, self.base)
         net.link()
         return net
 

@@ -1,4 +1,4 @@
-"""From an ONNX file to the `Net` that is quantized: opset raised, constants folded, BatchNorm folded, means as pools."""
+"""From an ONNX file to the `Net` that is quantized: opset raised, constants and BatchNorm folded, means as pools."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from lepton_edge.errors import LeptonError
 from lepton_edge.quant.net import Net, attribute, from_proto, to_proto
 
-QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "DynamicQuantizeLinear"}
+QUANTIZED = {
+    "QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "DynamicQuantizeLinear",
+}  # fmt: skip
 OPSET = 17  # what older models are raised to; per-channel QDQ needs 13
 
 
@@ -62,8 +64,10 @@ def fold_batchnorm(net: Net) -> int:
     for node in net.nodes:
         if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0):
             continue
-        maker = net.makers.get(node.input[0])
-        if maker is None or maker.op_type not in ("Conv", "ConvTranspose") or net.alone(node.input[0]) is not node:
+        if net.alone(node.input[0]) is None or node.input[0] not in net.makers:
+            continue
+        maker = net.makers[node.input[0]]
+        if maker.op_type not in ("Conv", "ConvTranspose"):
             continue
         group = attribute(maker, "group", 1)
         if not net.private(maker.input[1]) or (maker.op_type == "ConvTranspose" and group != 1):

@@ -133,7 +133,7 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
     Written as LDLQ (Chee et al., "QuIP", arXiv:2307.13304, theorem 6: the same integers without an inverse): with
     xx = U D U^T, U unit upper triangular, column k is rounded after adding the errors of the columns before times U.
     """
-    _, outputs, features = w.shape
+    features = w.shape[2]
     last = 2 ** (bits - 1) - 1
     step = (np.maximum(peak, 1e-12) / last)[:, :, None]
     diagonal = np.einsum("gff->gf", xx)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lepton_edge.quant.grid import Grid, activation_grid
+from lepton_edge.quant.grid import activation_grid
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.place import Placement, Site
 from lepton_edge.quant.tap import Runner, Sample
@@ -25,6 +25,7 @@ def search(
     net: Net,
     placement: Placement,
     ranges: Mapping[str, tuple[float, float]],
+    widest: Mapping[str, tuple[float, float]],
     samples: Sequence[Sample],
     *,
     bits: int = 8,
@@ -32,13 +33,14 @@ def search(
 ) -> dict[str, tuple[tuple[float, float], float]]:
     """For each site by name the best range and its error: noise over power at the outputs, averaged over them.
 
-    `ranges` are where each search starts. A site with a range that kernels prescribe keeps it.
+    `ranges` are where each search starts, `widest` what it never goes beyond. A site with a range that kernels
+    prescribe keeps it.
     """
     runner = Runner(net)
     expected = [runner.run(sample) for sample in samples]
     found = {}
     for k, site in enumerate(placement.sites):
-        found[site.name] = _site(net, site, ranges[site.name], samples, expected, bits)
+        found[site.name] = _site(net, site, ranges[site.name], widest[site.name], samples, expected, bits)
         if told:
             told(k + 1, len(placement.sites))
     return found
@@ -48,6 +50,7 @@ def _site(
     net: Net,
     site: Site,
     start: tuple[float, float],
+    widest: tuple[float, float],
     samples: Sequence[Sample],
     expected: Sequence[Sequence[np.ndarray]],
     bits: int,
@@ -70,7 +73,9 @@ def _site(
     for direction in (STEP, 1 / STEP):
         factor, worse, moved = direction, 0, False
         while worse < PATIENCE and LEAST < factor <= 1 / STEP**3:
-            tried = _limited(site, low * factor, high * factor)
+            tried = max(low * factor, widest[0]), min(high * factor, widest[1])
+            if tried == kept:
+                break
             cost = error(*tried)
             if cost < best:
                 best, kept, worse, moved = cost, tried, 0, True
@@ -80,13 +85,6 @@ def _site(
         if moved:
             break
     return kept, best
-
-
-def _limited(site: Site, low: float, high: float) -> tuple[float, float]:
-    """Within what a fused Clip leaves."""
-    if site.limits is not None:
-        return max(low, site.limits[0]), min(high, site.limits[1])
-    return low, high
 
 
 def distance(expected: Sequence[Sequence[np.ndarray]], got: Sequence[Sequence[np.ndarray]]) -> float:

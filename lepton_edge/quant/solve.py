@@ -119,8 +119,8 @@ def _moments(
             held[layer.y][1].append(ys[layer.y][k])
         if (k + 1) % BATCH == 0 or k + 1 == len(samples):  # few large products cost less than many small ones
             for layer in layers:
-                xs, outs = held.pop(layer.y)
-                sums[layer.y][k // BATCH % 2].add(np.concatenate(xs, 1), np.concatenate(outs, 1), full[layer.y])
+                xs, wanted = held.pop(layer.y)
+                sums[layer.y][k // BATCH % 2].add(np.concatenate(xs, 1), np.concatenate(wanted, 1), full[layer.y])
                 held[layer.y] = ([], [])
     return sums
 

@@ -52,8 +52,10 @@ def find(net: Net, placement: Placement) -> list[Stream]:
 
 
 def _walk(net: Net, start: str, by_y: dict[str, Layer], by_x: dict[str, list[Layer]]) -> Stream | None:
-    todo, tensors = [start], {}
-    writers, readers = {}, {}
+    todo = [start]
+    tensors: dict[str, None] = {}
+    writers: dict[str, Layer] = {}
+    readers: dict[str, Layer] = {}
     while todo:
         tensor = todo.pop()
         if tensor in tensors:
@@ -85,7 +87,8 @@ def _walk(net: Net, start: str, by_y: dict[str, Layer], by_x: dict[str, list[Lay
                 return None
     first = next(iter(writers.values()))
     channels = net.consts[first.weight].shape[0 if first.axis == 0 else 1]
-    if not readers or channels < 2 or (first.op != "Conv" and any(net.makers[t].op_type in LINEAR - {"Add"} for t in tensors)):
+    pools = LINEAR - {"Add"}
+    if not readers or channels < 2 or (first.op != "Conv" and any(net.makers[t].op_type in pools for t in tensors)):
         return None
     return Stream(tuple(tensors), tuple(writers.values()), tuple(readers.values()), channels)
 
@@ -148,10 +151,7 @@ def change(net: Net, stream: Stream, t: np.ndarray) -> None:
     inverse = np.linalg.inv(t)
     for layer in stream.writers:
         w = net.consts[layer.weight].astype(np.float64)
-        if layer.op == "Conv" or layer.axis == 0:
-            made = np.tensordot(t, w, axes=(1, 0))
-        else:
-            made = w @ t.T
+        made = np.tensordot(t, w, axes=(1, 0)) if layer.op == "Conv" or layer.axis == 0 else w @ t.T
         net.consts[layer.weight] = made.astype(np.float32)
         if layer.bias:
             set_bias(net, net.makers[layer.y], (t @ net.consts[layer.bias].astype(np.float64)).astype(np.float32))
@@ -163,5 +163,3 @@ def change(net: Net, stream: Stream, t: np.ndarray) -> None:
             made = w @ inverse if layer.axis == 0 else inverse.T @ w
         net.consts[layer.weight] = made.astype(np.float32)
     net.link()
-
-
