@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test check bench bench-quant clean
+.PHONY: demo test check bench bench-quant bench-convert clean
 
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
@@ -24,6 +24,9 @@ bench-quant: .venv/.test
 	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/calibration_memory.py
 	$(BIN)/python benchmarks/saturation.py
+
+bench-convert: .venv/.test
+	$(BIN)/python benchmarks/convert.py
 
 clean:
 	rm -rf .venv build lepton-out *.egg-info

@@ -7,7 +7,7 @@ and custom classes are refused by name. A Keras 2 file that Keras 3 cannot load 
 REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
 
 
-def run(src: str, dst: str) -> dict:
+def run(src: str, dst: str, *, trust: bool = False) -> dict:
     """Convert `src` to `dst`; the model, its layer names and its weights stay the same, the optimizer is dropped."""
     import tempfile
     from pathlib import Path
@@ -19,12 +19,12 @@ def run(src: str, dst: str) -> dict:
     from lepton_edge.tf_export.publish import write_bytes
     from lepton_edge.tf_export.source import keras_source
 
-    model, notes = load_keras(src)
+    model, notes = load_keras(src, trust)
     source = keras_source(model)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "model.keras"
         model.save(made)
-        again, _ = load_keras(str(made))
+        again, _ = load_keras(str(made), trust)
         pairs = zip(model.weights, again.weights, strict=True)
         if not all(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in pairs):
             raise LeptonError(f"the weights of '{src}' changed on the way to .keras", hint="please report this model")

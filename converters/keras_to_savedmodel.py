@@ -7,7 +7,7 @@ The batch stays free by default: a SavedModel is a station on the way, not an ar
 REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
 
 
-def run(src: str, dst: str, *, fixed_batch: int = 0, input_shapes: str = "") -> dict:
+def run(src: str, dst: str, *, fixed_batch: int = 0, input_shapes: str = "", trust: bool = False) -> dict:
     """Convert the .keras or .h5 file `src` to the folder `dst`; names are the source's, as identifiers."""
     import re
     import tempfile
@@ -20,7 +20,7 @@ def run(src: str, dst: str, *, fixed_batch: int = 0, input_shapes: str = "") -> 
     from lepton_edge.tf_export.shapes import fixed_shapes
     from lepton_edge.tf_export.source import keras_source, unique
 
-    model, notes = load_keras(src)
+    model, notes = load_keras(src, trust)
     source = keras_source(model)
     shapes = fixed_shapes(source, fixed_batch, input_shapes, static=False)
     names = unique([re.sub(r"\W", "_", port.name) for port in source.inputs])

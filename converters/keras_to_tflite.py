@@ -9,12 +9,12 @@ LSTM layers become UNIDIRECTIONAL_SEQUENCE_LSTM, whose state a caller resets bef
 REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
 
 
-def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "") -> dict:
+def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "", trust: bool = False) -> dict:
     """Convert the .keras or .h5 file `src` to `dst`; names and order of inputs and outputs are the source's."""
     from lepton_edge.tf_export.load import load_keras
     from lepton_edge.tf_export.source import keras_source
     from lepton_edge.tf_export.to_tflite import write_tflite
 
-    model, notes = load_keras(src)
+    model, notes = load_keras(src, trust)
     result = write_tflite(keras_source(model), dst, input_shapes, fixed_batch)
     return {**result, "notes": notes + result["notes"]}

@@ -14,21 +14,31 @@ from lepton_edge.shapes import note, parse, set_free
 REQUIRES = ("openvino>=2026",)
 
 
-def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "", compress_to_fp16: bool = False) -> dict:
+def run(
+    src: str,
+    dst: str,
+    *,
+    fixed_batch: int = 1,
+    input_shapes: str = "",
+    input_values: str = "",
+    compress_to_fp16: bool = False,
+) -> dict:
     """Write `dst` (.xml) and its .bin beside it. Names of inputs and outputs are kept.
 
     `input_shapes` ("ids=1,128;mask=1,128") gives sizes to free dimensions; a free leading one that it leaves out
-    becomes `fixed_batch` (0 leaves it free). Quantized weights stay int8. Raises LeptonError for a model that
-    OpenVINO cannot read or reshape.
+    becomes `fixed_batch` (0 leaves it free); `input_values` ("sr=16000") makes inputs constants, which stay in the
+    signature. Quantized weights stay int8. Raises LeptonError for a model that OpenVINO cannot read or reshape.
     """
     import openvino as ov
 
     name = Path(src).name
     core = ov.Core()
     try:
-        model = core.read_model(src)
+        model = core.read_model(src) if not input_values else _read_static(core, src, input_shapes, input_values)
+        if model is None:
+            raise RuntimeError("its sizes or values cannot be fixed")
     except RuntimeError as error:
-        model = _read_static(core, src, input_shapes)
+        model = _read_static(core, src, input_shapes, input_values)
         if model is None:
             raise LeptonError(
                 f"{name}: OpenVINO cannot read this ONNX model: {reason(error)}",
@@ -44,21 +54,22 @@ def run(src: str, dst: str, *, fixed_batch: int = 1, input_shapes: str = "", com
     }
 
 
-def _read_static(core: Any, src: str, input_shapes: str) -> Any | None:
+def _read_static(core: Any, src: str, input_shapes: str, input_values: str = "") -> Any | None:
     """The model read once its sizes are fixed and each If that they decide is gone, by ONNX Runtime; None if it fails.
 
     What stands behind an If has no known rank to OpenVINO.
     """
-    if not input_shapes or find_spec("onnx") is None or find_spec("onnxruntime") is None:
+    if not (input_shapes or input_values) or find_spec("onnx") is None or find_spec("onnxruntime") is None:
         return None
-    from lepton_edge.tflite_writer.load import fix_inputs, optimise, read, save
+    from lepton_edge.tflite_writer.branches import fold_branches
+    from lepton_edge.tflite_writer.load import fix_inputs, fix_values, optimise, read, save
 
-    static = read(src)
+    static = fix_values(read(src), input_values)
     fix_inputs(static, input_shapes)
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
         file = Path(folder) / "model.onnx"
         try:
-            save(optimise(static), file)
+            save(optimise(fold_branches(static)), file)
             return core.read_model(str(file)).clone()
         except (RuntimeError, LeptonError):
             return None

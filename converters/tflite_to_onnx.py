@@ -23,12 +23,13 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
     from lepton_edge.tf_export.onnx_model import finish_onnx, run_onnx
     from lepton_edge.tf_export.publish import write_bytes
     from lepton_edge.tf_export.tflite_source import open_tflite
+    from lepton_edge.tflite_plain import plain
 
     source = open_tflite(src)
     try:
         with tempfile.TemporaryDirectory() as folder:
             flat = Path(folder) / "model.tflite"
-            flat.write_bytes(_with_flat_inputs(Path(src).read_bytes()))
+            flat.write_bytes(_with_flat_inputs(plain(Path(src).read_bytes())))
             model, _ = tf2onnx.convert.from_tflite(str(flat), opset=opset)
     except Exception as error:
         recurrent = [op for op in source.operations if "LSTM" in op or "RNN" in op]
@@ -49,8 +50,43 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
     made = [port.name for port in model.graph.output]
     decibels = distance_db(reference, [got[made.index(name)] for name in source.raw_outputs])
     source.check(decibels, "ONNX")
+    _real_ports(model, source)
     write_bytes(dst, model.SerializeToString())
     return source.mapping(source.raw_inputs, source.raw_outputs, decibels)
+
+
+def _real_ports(model, source) -> None:
+    """Quantized inputs and outputs take and give real numbers: the pair that ONNX quantizers write stands at them."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph, ports = model.graph, {}
+    for raw, port in zip([*source.raw_inputs, *source.raw_outputs], [*source.session.inputs, *source.session.outputs],
+                         strict=True):  # fmt: skip
+        if "quantization" in port:
+            ports[raw] = (port["quantization"], port["dtype"])
+    first, last = [], []
+    for value in [*graph.input, *graph.output]:
+        if value.name not in ports:
+            continue
+        (scale, zero), dtype = ports[value.name]
+        name, stored, is_input = value.name, f"{value.name}_stored", value in graph.input
+        for node in graph.node:
+            for side in (node.input, node.output):
+                for k, used in enumerate(side):
+                    side[k] = stored if used == name else used
+        held = [numpy_helper.from_array(np.asarray(scale, np.float32), f"{name}_scale")]
+        held.append(numpy_helper.from_array(np.asarray(zero, dtype), f"{name}_zero_point"))
+        graph.initializer.extend(held)
+        constants = [h.name for h in held]
+        if is_input:
+            first.append(helper.make_node("QuantizeLinear", [name, *constants], [stored], name=f"{name}_quantize"))
+        else:
+            last.append(helper.make_node("DequantizeLinear", [stored, *constants], [name], name=f"{name}_dequantize"))
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    nodes = [*first, *graph.node, *last]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _with_flat_inputs(content: bytes) -> bytes:

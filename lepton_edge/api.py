@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench as timing
-from lepton_edge import candidates, plan, record, registry, run_feeds, rundir, stages
+from lepton_edge import candidates, plan, record, registry, routes, run_feeds, rundir, stages
+from lepton_edge import check as runtime_check
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
+from lepton_edge.conversion import Conversion, step_options
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
+from lepton_edge.inspect_model import inspector_files
 from lepton_edge.progress import Silent
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
@@ -66,35 +69,43 @@ def convert(
     progress: Silent | None = None,
     *,
     verbs: tuple[str, ...] = (),
+    ask: Conversion | None = None,
 ) -> dict:
     """Bring a model to ``target`` format, with ``verbs`` (quantize, prune) applied, and hold it against the source.
 
+    ``ask`` says what else it has to be: sizes, batch, float16 weights, the runtime release it has to load in.
     Without data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and
-    returns its figures. Raises LeptonError when a float conversion differs from its source beyond the noise of
-    float arithmetic.
+    returns its figures. Raises LeptonError when a conversion differs from its source beyond the noise of its
+    arithmetic, naming the first tensor that does where that can be found.
     """
     (target,) = targets((target,))
+    ask = ask or Conversion()
+    ask.check(target)
     art = open_artifact(model)
+    release = runtime_check.release(ask.runtime) if ask.runtime else None
+    verbs = (*verbs, *(["halve"] if ask.dtype == "float16" else []), *(["fit"] if release else []))
     out = out or Path(f"{model.stem}{'.' + record.scheme(verbs) if verbs else ''}{suffix(target)}")
     if out.resolve() == model.resolve():
         raise UsageError(f"{out}: the output would overwrite the model itself", "choose another file with --out")
     check_place(out, target)
-    if art.format == target and not verbs:
+    if art.format == target and not verbs and not ask.runtime:
         raise UsageError(f"{model}: is {target} already", "choose another format with --to")
     stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
-        source = stages.load_source(road, model)
-        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=not verbs)
+        source = stages.load_source(road, model, ask=ask)
+        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=set(verbs) <= set(routes.LAST), ask=ask)
+        options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
+        if release:
+            options["fit"] = runtime_check.fit_options(release, target)
+        start = source.model(feeds.evaluation)
         reference = stages.reference(road, source, feeds.evaluation)
-        options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
-        result = stages.travel(road, source.model(feeds.evaluation), target, verbs, options, feeds.by_verb())
-        road.progress.stage(f"verifying the {target} model on {feeds.evaluation.count} samples")
-        got = stages.answers(road, result, feeds.evaluation)
-        figures = stages.judge(reference, got, feeds.labels())
-        if not verbs:
-            record.require_float_parity(figures["parity"], source, target)
+        result, got, figures = routes.proven(road, source, start, target, verbs, options, feeds, reference)
+        if release:
+            runtime_check.require(result.art.path, release)
         written = copy_artifact(result.art, out)
-    return record.artifact_record(written, result, figures, got.info, feeds)
+        facts = record.inspect_model(road, written) if written.format in inspector_files() else {"operators": {}}
+    made = record.artifact_record(written, result, figures, got.info, feeds)
+    return made | {"transposes": routes.transposes(facts), "operators": facts["operators"]}
 
 
 def quantize(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
@@ -239,6 +250,12 @@ def inspect(model: Path, progress: Silent | None = None) -> dict:
     }
 
 
+def check(model: Path, runtimes: Sequence[str]) -> list[dict]:
+    """Whether a TFLite or ONNX file loads in each of these releases ("tflite-runtime==2.14"), from public tables."""
+    open_artifact(model)
+    return [runtime_check.check(model, text) for text in runtimes]
+
+
 def targets(names: Sequence[str]) -> tuple[str, ...]:
     """Check names of target formats: those that some step writes and some runtime runs."""
     runnable = {f for r in registry.runtimes() for f in r.formats}
@@ -267,7 +284,7 @@ def parts() -> dict[str, Any]:
                 "to": s.target,
                 "summary": s.summary,
                 "options": s.options,
-                "missing": registry.missing(s.requires),
+                "missing": registry.missing_of(s),
                 "broken": s.broken,
             }
             for s in registry.steps()

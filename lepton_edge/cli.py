@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lepton_edge import __version__, clikit
-from lepton_edge.clikit import BENCH, DATA, DROP, SAMPLES, TRAIN, command, emit, progress, recipe_from
+from lepton_edge.clikit import BENCH, CONVERT, DATA, DROP, SAMPLES, TRAIN, command, emit, progress, recipe_from
 from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ devices_app = typer.Typer(
 )
 app.add_typer(devices_app, name="devices")
 
-ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2 or .tflite.")]
+ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2, .pt or .tflite.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write the model.")]
 ToOne = Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="Target format: tflite, onnx or openvino.")]
 RuntimeOpt = Annotated[
@@ -111,7 +111,7 @@ def _artifact(verb: str, model: Path, to: str | None, out: Path | None, opts: Si
     if verb == "convert":
         if to is None:
             raise UsageError("no target format was given", "for example --to tflite")
-        made = api.convert(model, to, out, recipe, progress(opts))
+        made = api.convert(model, to, out, recipe, progress(opts), ask=clikit.conversion(opts))
     else:
         made = getattr(api, verb)(model, to, out, recipe, progress(opts))
     emit(made, opts, lambda: show.artifact(made))
@@ -172,11 +172,11 @@ def prune(
     _check_drop(made, opts.max_drop)
 
 
-@command(app, SAMPLES, DROP)
+@command(app, CONVERT, SAMPLES, DROP)
 def convert(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
     """Convert between formats, and prove the result equal.
 
-    Checked on your samples (--data), else on seeded random ones.
+    Checked on your samples (--data), else on seeded random ones. A quantized model stays quantized.
 
     Example: `lepton-edge convert model.onnx --to tflite -o model.tflite`
     """
@@ -254,6 +254,34 @@ def inspect(model: ModelArg, *, opts: SimpleNamespace) -> None:
 
     result = api.inspect(model, progress(opts))
     emit(result, opts, lambda: show.inspection(result))
+
+
+@command(app)
+def check(
+    model: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
+    runtime: Annotated[
+        list[str],
+        typer.Option("--runtime", metavar="NAME==VERSION", help="As tflite-runtime==2.14; give it once a runtime."),
+    ],
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Will the file load in that release of that runtime?
+
+    tflite-runtime, litert, onnxruntime, openvino (ONNX files), tflite-micro; and how much of it ethos-u==u55, xnnpack
+    and gpu-delegate take. From tables, without the runtimes. Exit code 4 where it does not load.
+
+    Example: `lepton-edge check model.tflite --runtime tflite-runtime==2.14 --runtime litert==2.3`
+    """
+    from lepton_edge import api, show
+
+    result = api.check(model, runtime)
+    emit(result, opts, lambda: show.verdicts(result))
+    bad = [f"{r['runtime']} {r['release']}" for r in result if not r["loads"]]
+    if bad:
+        raise LimitError(
+            f"{model.name} does not load in {', '.join(bad)}", "see the reasons above; 'convert --for' helps"
+        )
 
 
 @command(app)

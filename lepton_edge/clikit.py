@@ -133,6 +133,44 @@ DROP: Group = {
         None,
     ),
 }
+CONVERT: Group = {
+    "input_shape": (
+        Annotated[
+            list[str] | None,
+            typer.Option("--input-shape", metavar="NAME=SIZES", help="Sizes of free axes, as x=1,3,224,224."),
+        ],
+        None,
+    ),
+    "batch": (
+        Annotated[int | None, typer.Option("--batch", min=0, help="The batch to fix (1); 0 leaves it free.")],
+        None,
+    ),
+    "fix": (
+        Annotated[
+            list[str] | None,
+            typer.Option("--fix", metavar="NAME=VALUE", help="Make an input a constant, as sr=16000."),
+        ],
+        None,
+    ),
+    "dtype": (
+        Annotated[str, typer.Option("--dtype", help="How weights are stored: float32 or float16.")],
+        "float32",
+    ),
+    "trust": (
+        Annotated[
+            bool,
+            typer.Option("--trust", help="Let the file run code that it carries (Lambda layers, custom operators)."),
+        ],
+        False,
+    ),
+    "runtime_release": (
+        Annotated[
+            str,
+            typer.Option("--for", metavar="NAME==VERSION", help="Where it has to load, as tflite-runtime==2.14."),
+        ],
+        "",
+    ),
+}
 
 
 def command(app: typer.Typer, *groups: Group, name: str | None = None) -> Callable[[Callable], Callable]:
@@ -316,6 +354,14 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         from_dict(given["preprocess"], "--preprocess")
         r = dataclasses.replace(r, preprocess={**r.preprocess, "preset": given["preprocess"]})
     return r
+
+
+def conversion(opts: SimpleNamespace):
+    """What the options of CONVERT ask of a conversion."""
+    from lepton_edge.conversion import Conversion
+
+    shapes, values = (";".join(given or ()) for given in (opts.input_shape, opts.fix))
+    return Conversion(shapes, opts.batch, values, opts.dtype, opts.runtime_release, opts.trust)
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

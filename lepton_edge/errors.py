@@ -35,6 +35,10 @@ class MissingExtra(LeptonError):
     """A step or runtime needs a package that is not installed."""
 
 
+class NoWay(LeptonError):
+    """This way cannot do it, through no fault of the input: another way may."""
+
+
 class WorkerError(LeptonError):
     """A worker process crashed, hung, or reported a failure that is not the user's own input."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import settings
-from lepton_edge.errors import LeptonError, WorkerError
+from lepton_edge.errors import LeptonError, NoWay, WorkerError
 from lepton_edge.interrupts import held
 from lepton_edge.registry import PACKAGE
 
@@ -124,7 +124,8 @@ class Worker:
         if len(message) > 400:
             message = message[:400] + " …"
         if error["user"]:
-            return LeptonError(error["message"], error["hint"])
+            kind = NoWay if error["type"] in ("NoWay", "Unsupported") else LeptonError
+            return kind(error["message"], error["hint"])
         if error["type"] == "MemoryError":
             return WorkerError(
                 f"{self.what}: out of memory", "use fewer or smaller samples, or a machine with more memory"

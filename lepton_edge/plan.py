@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.registry import Step, missing
+from lepton_edge.registry import Step, missing_of
 
 # Keeping a conversion before quantization costs nothing; after it the scales have to be carried across.
 CONVERT_QUANTIZED = 2.0
@@ -56,7 +56,7 @@ def route(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) -
                 price, following = step.cost, (step.target, verb + 1)
             else:
                 continue
-            if missing(step.requires):
+            if missing_of(step):
                 price += NOT_INSTALLED
             order += 1
             heapq.heappush(queue, (cost + price, order, following, (*path, step)))

@@ -15,7 +15,7 @@ from lepton_edge.artifact import Artifact
 from lepton_edge.candidates import Candidate
 from lepton_edge.choose import choose
 from lepton_edge.device import Device
-from lepton_edge.errors import LeptonError, UsageError
+from lepton_edge.errors import UsageError
 from lepton_edge.launch import python_path
 from lepton_edge.recipe import Recipe
 from lepton_edge.run_feeds import Feeds
@@ -221,26 +221,11 @@ def artifact_record(art: Artifact, model: Model, figures: dict, info: dict, feed
 
 def scheme(verbs: Sequence[str]) -> str:
     """The word for what was done to a model."""
-    names = {(): "float32", ("quantize",): "int8", ("prune",): "pruned", ("prune", "quantize"): "pruned-int8"}
-    return names[tuple(verbs)]
+    names = {"prune": "pruned", "quantize": "int8", "halve": "float16"}
+    return "-".join(names[v] for v in verbs if v in names) or "float32"
 
 
-FLOAT_NOISE_DB = 60.0
 BUSY_CORES = 0.2
-
-
-def require_float_parity(parity: dict, source: Source, target: str) -> None:
-    """Raise LeptonError when a float conversion is off by more than float arithmetic explains (SQNR 60 dB)."""
-    sqnr = parity["sqnr_db"]
-    if not verify.exact(parity) and (sqnr is None or sqnr < FLOAT_NOISE_DB):
-        worst = min(parity["outputs"].items(), key=lambda kv: kv[1]["cosine"])[0]
-        zeros = f"the source answers zeros, off by {parity['max_abs']:.3g}"
-        figure = f"SQNR {sqnr:.1f} dB" if sqnr is not None else zeros
-        raise LeptonError(
-            f"{source.art.path.name}: the {target} model does not answer as the source does (output '{worst}': "
-            f"{figure}, at least {FLOAT_NOISE_DB:g} dB expected of a float conversion)",
-            "nothing was written; try another route or report the model",
-        )
 
 
 def inspect_model(road: Road, art: Artifact) -> dict:

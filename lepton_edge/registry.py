@@ -24,7 +24,10 @@ PACKAGE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Step:
-    """One file that changes a model: ``source`` and ``target`` formats, and what it needs to run."""
+    """One file that changes a model: ``source`` and ``target`` formats, and what it needs to run.
+
+    With a ``python`` ("3.12") it runs in an environment of its own, made on demand (envs.py).
+    """
 
     name: str
     file: Path
@@ -37,6 +40,7 @@ class Step:
     environ: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     broken: str = ""
+    python: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def steps() -> list[Step]:
     """Every conversion and pass, broken ones included (their ``broken`` says why)."""
     found = []
     for file in _files("converters"):
-        source, _, target = file.stem.partition("_to_")
+        # <source>_to_<target>.py; a second way between the two is <source>_to_<target>__<name>.py
+        source, _, target = file.stem.partition("__")[0].partition("_to_")
         if target:
             found.append(_step(file, "convert", source, target))
     for file in _files("passes"):
@@ -185,6 +190,7 @@ def _step(file: Path, verb: str, source: str, target: str) -> Step:
         facts.get("ENVIRON", {}),
         facts["options"],
         facts["broken"],
+        facts.get("PYTHON", ""),
     )
 
 
@@ -198,7 +204,7 @@ def _read(file: Path, function: str) -> dict[str, Any]:
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
                 name = node.targets[0].id
-                if name in ("REQUIRES", "COST", "ENVIRON", "FORMATS", "SHARED"):
+                if name in ("REQUIRES", "COST", "ENVIRON", "FORMATS", "SHARED", "PYTHON"):
                     facts[name] = ast.literal_eval(node.value)
             elif isinstance(node, ast.FunctionDef) and node.name == function:
                 body = node
@@ -214,6 +220,15 @@ def _read(file: Path, function: str) -> dict[str, Any]:
 
 
 REQUIRED = "(required)"
+
+
+def missing_of(step: Step) -> list[str]:
+    """What a step lacks here: packages, or the Python that its own environment is made with."""
+    if not step.python:
+        return missing(step.requires)
+    from lepton_edge import envs
+
+    return [] if envs.available(step.python) else [f"Python {step.python}"]
 
 
 def missing(requires: tuple[str, ...]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import stages
+from lepton_edge.conversion import Conversion, asked_sizes, fixed_values
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed, open_data, write_feed
 from lepton_edge.ports import Port, Ports
@@ -36,18 +37,29 @@ class Feeds:
         return self.evaluation.label_array()
 
 
-def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] = (), *, seeded: bool = False) -> Feeds:
+def open_feeds(
+    road: Road,
+    source: Source,
+    recipe: Recipe,
+    verbs: Sequence[str] = (),
+    *,
+    seeded: bool = False,
+    ask: Conversion | None = None,
+) -> Feeds:
     """Read the recipe's data for the inputs of ``source``: what ``verbs`` work on, and the evaluation samples.
 
     ``seeded``: where no data is given, make up seeded random samples instead of raising LeptonError.
+    ``ask`` may give sizes to free dimensions and values to inputs.
     """
     data, preprocess = recipe.data, from_dict(recipe.preprocess)
+    specs = asked_sizes(ask, source.inputs) if ask else source.inputs
     evaluated = data.evaluation or data.calibration or data.training
     if evaluated is None:
         if not seeded:
             raise LeptonError("no samples were given", "name a .npz, .npy or image folder with --data")
+        values = fixed_values(ask, source.inputs) if ask else {}
         try:
-            feed = stages.seeded_feed(source.inputs, road.folder("seeded"), seed=road.seed)
+            feed = stages.seeded_feed(specs, road.folder("seeded"), seed=road.seed, values=values)
         except LeptonError as e:
             raise LeptonError(f"{source.art.path}: {e.message}", e.hint) from e
         note = "checked on seeded random inputs, for no data were given"
@@ -62,7 +74,7 @@ def open_feeds(road: Road, source: Source, recipe: Recipe, verbs: Sequence[str] 
     def read(path: str, limit: int | None, role: str) -> Feed:
         road.progress.stage(f"reading {role} samples from {Path(path).name}")
         opened = open_data(
-            Path(path), source.inputs, preprocess, limit=limit, role=role, seed=recipe.compress.seed, classes=classes
+            Path(path), specs, preprocess, limit=limit, role=role, seed=recipe.compress.seed, classes=classes
         )
         warnings.extend(f"{role} data: {note}" for note in opened.notes)
         return write_feed(opened, road.folder(role) / "feed", road.progress.update)

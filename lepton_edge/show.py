@@ -299,6 +299,20 @@ def checks(found: list[dict]) -> None:
     _console().print(table)
 
 
+def verdicts(found: list[dict]) -> None:
+    """Which runtimes a file loads in, and why not."""
+    for v in found:
+        name = f"{v['runtime']} {v['release']}"
+        if v["table_release"] != v["release"]:
+            name += f" (as {v['table_release']}, the nearest that is known)"
+        _line(_console(), f"{name}: {'loads' if v['loads'] else 'does not load'}", _GOOD if v["loads"] else _BAD)
+        for reason in v["problems"]:
+            _line(_console(), f"  {reason}")
+        if c := v.get("coverage"):
+            left = ", ".join(f"{count} {op}" for op, count in c["left"].items()) or "none"
+            _line(_console(), f"  {c['covered']} of {c['operators']} operators covered (estimated); left: {left}")
+
+
 def devices(found: list[dict]) -> None:
     """The known devices."""
     table = _table("device", "what it is", "CPU", "formats", "latency here is")

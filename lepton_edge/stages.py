@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from typing import Any
 from lepton_edge import ports as wiring
 from lepton_edge import registry, shapes, store, verify
 from lepton_edge.artifact import Artifact, open_artifact, suffix
-from lepton_edge.errors import LeptonError, WorkerError
+from lepton_edge.conversion import Conversion, ranked
+from lepton_edge.errors import LeptonError, NoWay, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
 from lepton_edge.plan import plan, route
@@ -78,6 +80,7 @@ class Source:
     inputs: list[dict]
     outputs: list[dict]
     info: dict
+    options: dict = field(default_factory=dict)
 
     def model(self, feed: Feed | None = None) -> Model:
         """The source as the start of a sequence of steps; samples say what sizes its free dimensions have."""
@@ -114,13 +117,25 @@ def require_extras(
         registry.require(f"{doing} ({source} to {', '.join(targets)})", tuple(dict.fromkeys(needs)))
 
 
-def load_source(road: Road, path: Path, *, runtime: str | None = None) -> Source:
-    """Recognise a model and load it in the runtime of its format, to learn its inputs and outputs."""
+def load_source(road: Road, path: Path, *, runtime: str | None = None, ask: Conversion | None = None) -> Source:
+    """Recognise a model and load it in the runtime of its format, to learn its inputs and outputs.
+
+    ``ask`` may tell the sizes of inputs, where the file does not. Raises LeptonError when nothing does.
+    """
+    ask = ask or Conversion()
     art = open_artifact(path)
     chosen = registry.runtime_for(art.format, runtime)
     road.progress.stage(f"loading {path.name} ({art.format}) in {chosen.name}")
-    loaded = _load(road, f"loading {path.name} in {chosen.name}", chosen, art)
-    return Source(art, chosen, loaded["inputs"], loaded["outputs"], loaded["info"])
+    options = {"trust": True} if ask.trust and "trust" in chosen.options else {}
+    loaded = _load(road, f"loading {path.name} in {chosen.name}", chosen, art, options)
+    inputs = ranked(ask, loaded["inputs"])
+    for spec in inputs:
+        if spec["shape"] is None:
+            raise LeptonError(
+                f"{path.name}: the file does not say the sizes of input '{spec['name']}'",
+                f"convert it first: lepton-edge convert {path.name} --to onnx --input-shape {spec['name']}=1,3,224,224",
+            )
+    return Source(art, chosen, inputs, loaded["outputs"], loaded["info"], options)
 
 
 def _load(road: Road, what: str, runtime: Runtime, art: Artifact, options: dict | None = None) -> dict:
@@ -154,12 +169,12 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
     cached = found is not None
     if found is None:
         road.progress.stage(f"{step.summary or step.name} [{step.name}]")
-        registry.require(step.name, step.requires)
+        python = _python(road, step)
         with store.aside(store.root()) as scratch:
             file = "model" + suffix(step.target)
             if "data" in step.options and feed is not None:
                 named["data"] = python_path(_feed_for(road, model, feed).folder)
-            worker = road.workers.get(step.name, environ=step.environ)
+            worker = road.workers.get(step.name, python, step.environ)
             try:
                 result = worker.call(
                     "step",
@@ -202,16 +217,39 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
     )
 
 
+def _python(road: Road, step: Step) -> str:
+    """The interpreter that a step runs in: ours, or that of its own environment. Raises MissingExtra without it."""
+    if not step.python:
+        registry.require(step.name, step.requires)
+        return sys.executable
+    from lepton_edge import envs
+
+    road.progress.stage(f"the environment of {step.name}: {', '.join(step.requires)} (made once)")
+    return envs.ensure(step.name, step.python, step.requires)
+
+
 def travel(
-    road: Road, start: Model, target: str, verbs: Sequence[str], options: dict[str, dict], feeds: dict[str, Feed]
+    road: Road,
+    start: Model,
+    target: str,
+    verbs: Sequence[str],
+    options: dict[str, dict],
+    feeds: dict[str, Feed],
+    refused: Sequence[tuple[str, str]] = (),
 ) -> Model:
     """Bring ``start`` to the ``target`` format with ``verbs`` applied; ``options`` and ``feeds`` are by verb.
 
     Where a conversion fails and there is another way round it, that is taken, and the artefact's record says so.
-    Raises the first failure when no way leads there.
+    ``refused`` are (step, why) that failed before. Raises the first failure when no way leads there.
     """
     known = registry.steps()
-    failures: list[tuple[Step, LeptonError]] = []
+    failures: list[tuple[Step, LeptonError]] = [
+        (next(s for s in known if s.name == name), LeptonError(why)) for name, why in refused
+    ]
+    known = [step for step in known if step.name not in dict(refused)]
+    fallback = [step for step in known if step.python]  # heavy: only where the lighter ways cannot do it
+    if not refused:
+        known = [step for step in known if not step.python]
     while True:
         try:
             steps = plan(start.art.format, target, tuple(verbs), known)
@@ -224,6 +262,8 @@ def travel(
             except LeptonError as e:
                 failures.append((step, e))
                 failed = step
+                if isinstance(e, NoWay):
+                    known, fallback = known + fallback, []
                 break
         if failed is None:
             notes = [f"{step.name} failed ({e.message}), so another way was taken" for step, e in failures]
@@ -277,7 +317,7 @@ def answers(
 def reference(road: Road, source: Source, feed: Feed) -> Answers:
     """The source model's own answers. Raises LeptonError when they are not finite, or the labels do not fit them."""
     road.progress.stage(f"running the source model in {source.runtime.name} on {feed.count} samples")
-    got = answers(road, source.model(), feed, runtime=source.runtime)
+    got = answers(road, source.model(), feed, runtime=source.runtime, options=source.options)
     verify.check_reference(got.outputs, feed.label_array())
     return got
 
@@ -300,8 +340,14 @@ def judge(reference: Answers, candidate: Answers, labels: Any | None) -> dict:
     return figures
 
 
-def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) -> Feed:
+def seeded_feed(
+    specs: list[dict], folder: Path, count: int = 8, seed: int = 0, values: dict[str, float] | None = None
+) -> Feed:
     """Seeded random samples for a model without data: normal for floats, 0 or 1 for integers and booleans.
+
+    A quantized input gets the whole range of what it can stand for.
+
+    ``values`` are those of inputs that have always the same.
 
     Raises LeptonError when an input has a free dimension besides its batch.
     """
@@ -319,7 +365,7 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
         if any(not isinstance(d, int) or d < 1 for d in shape):
             raise LeptonError(
                 f"input '{spec['name']}' has free dimensions {json.dumps(spec['shape'])}, so no sample can be made up",
-                "give real samples with --data",
+                "give their sizes with --input-shape, or real samples with --data",
             )
         if count * math.prod(shape) > 1 << 30:
             raise LeptonError(
@@ -327,7 +373,16 @@ def seeded_feed(specs: list[dict], folder: Path, count: int = 8, seed: int = 0) 
                 "check that the model is intact, or give fewer samples with --data",
             )
         dtype = np.dtype(spec["dtype"])
-        drawn = rng.standard_normal((count, *shape)) if dtype.kind == "f" else rng.integers(0, 2, (count, *shape))
+        if values and spec["name"] in values:
+            arrays[spec["name"]] = np.full((count, *shape), values[spec["name"]], dtype)
+            continue
+        if "quantization" in spec:  # over all that the stored type can hold
+            (scale, zero), limits = spec["quantization"], np.iinfo(spec["stored"])
+            drawn = (rng.integers(limits.min, limits.max, (count, *shape), endpoint=True) - zero) * scale
+        elif dtype.kind == "f":
+            drawn = rng.standard_normal((count, *shape))
+        else:
+            drawn = rng.integers(0, 2, (count, *shape))
         arrays[spec["name"]] = drawn.astype(dtype)
     return feed_from_arrays(arrays, None, folder, source="seeded random samples", whole=whole)
 

@@ -71,8 +71,9 @@ def _compare(ref: np.ndarray, out: np.ndarray, perm: tuple[int, ...] | None, nam
     for at in range(0, count, CHUNK):
         r = np.asarray(ref[at : at + CHUNK], np.float64)
         o = np.asarray(out[at : at + CHUNK], np.float64)
-        if perm is not None and o.ndim == len(perm) + 1:
-            o = np.transpose(o, (0, *(int(i) + 1 for i in np.argsort(perm))))
+        if perm is not None and o.ndim - len(perm) in (1, 2):  # 2: whole tensors, with a batch axis of their own
+            lead = o.ndim - len(perm)
+            o = np.transpose(o, (*range(lead), *(int(i) + lead for i in np.argsort(perm))))
         if o.size != r.size:
             raise LeptonError(
                 f"output '{name}' has shape {list(o.shape[1:])} a sample, the source model's has {list(r.shape[1:])}"

@@ -24,6 +24,7 @@ def main() -> int:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     _die_with_parent()
+    _limit_memory()
     state: dict = {}
 
     def say(message: dict) -> None:
@@ -68,6 +69,16 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(os.environ["LEPTON_EDGE_PARENT"]):
             os._exit(1)
+
+
+def _limit_memory() -> None:
+    """Keep to LEPTON_EDGE_MEMORY_GB, where it is set: what asks for more is an error here, not the system's end."""
+    limit = os.environ.get("LEPTON_EDGE_MEMORY_GB")
+    if limit and sys.platform.startswith("linux"):
+        import resource
+
+        size = int(float(limit) * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def _module(path: str):

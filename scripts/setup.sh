@@ -20,4 +20,4 @@ if [ -n "${PIP_INDEX_URL:-}" ] && [ -z "${UV_DEFAULT_INDEX:-}" ]; then export UV
 if [ -n "${PIP_CERT:-}" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE="$PIP_CERT"; fi
 [ -x .venv/bin/python ] || "$uv" venv --quiet --python "$python" .venv
 echo "setup: installing .[$extras] with the versions in constraints/main.txt (a few GB the first time)"
-"$uv" pip install --python .venv/bin/python --constraint constraints/main.txt --editable ".[$extras]"
+"$uv" pip install --compile-bytecode --python .venv/bin/python --constraint constraints/main.txt --editable ".[$extras]"

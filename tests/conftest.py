@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path_factory, monkeypatch):
-    """No test touches the user's store."""
+    """No test touches the user's store, or makes an environment in it."""
+    monkeypatch.setenv("LEPTON_EDGE_ENVS", "off")
     monkeypatch.setenv("LEPTON_EDGE_CACHE", str(tmp_path_factory.mktemp("store")))
 
 

@@ -11,7 +11,7 @@ SUFFIX = ".pt2"
 
 
 def recognise(path: Path, head: bytes) -> bool:
-    """A zip archive of torch.export.save. A TorchScript archive or a pickled checkpoint is refused by name."""
+    """A zip archive of torch.export.save. A pickled checkpoint is refused by name."""
     names = zip_names(path, head)
     tops = {n.split("/", 1)[-1] for n in names}
     if "archive_format" in tops or any(
@@ -19,8 +19,6 @@ def recognise(path: Path, head: bytes) -> bool:
     ):
         return True
     fix = "export it with torch.export.export and torch.export.save (.pt2), or to ONNX"
-    if any(n.startswith("code/") for n in tops) or "constants.pkl" in tops:
-        raise LeptonError(f"{path}: a TorchScript archive, which is not supported", fix)
-    if "data.pkl" in tops:
+    if "data.pkl" in tops and "constants.pkl" not in tops:
         raise LeptonError(f"{path}: a pickled PyTorch checkpoint; it is never loaded, for a pickle can run code", fix)
     return False

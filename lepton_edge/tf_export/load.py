@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import LeptonError, first_line
+from lepton_edge.runtimes.keras import mended
 from lepton_edge.tf_export.config import read_config, sniff
 from lepton_edge.tf_export.scan import scan_config
 from lepton_edge.tf_export.source import layers_of
 
 
-def load_keras(path: str) -> tuple[Any, list[str]]:
+def load_keras(path: str, trust: bool = False) -> tuple[Any, list[str]]:
     """The model of a .keras or .h5 file, uncompiled, and notes on how it was read.
 
     Keras 3 first (`safe_mode=True`); a file written by Keras 2 that it cannot read goes through tf_keras
     where that is installed. Layers trained in mixed precision compute in float32, as their weights are.
+    `trust` lets it run code that the file carries (Lambda layers).
     Raises LeptonError for unsafe, custom, damaged and unsupported models.
     """
     config, version = read_config(path)
@@ -30,12 +32,14 @@ def load_keras(path: str) -> tuple[Any, list[str]]:
             "Functional", "InputLayer", "TFOpLambda", "SlicingOpLambda",
         )  # fmt: skip
 
-    scan_config(config, known, path)
+    if not trust:
+        scan_config(config, known, path)
     kind = sniff(path)
     notes: list[str] = []
     try:
-        with _suffixed(path, f".{kind}") as named:
-            model = keras.saving.load_model(named, compile=False, safe_mode=True)
+        with _suffixed(path, f".{kind}") as named, tempfile.TemporaryDirectory() as folder:
+            named = (mended(path, folder) if kind == "h5" and not version.startswith("2.") else None) or named
+            model = keras.saving.load_model(named, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras lets through whatever rebuilding a layer raises
         if not version.startswith("2."):
             raise LeptonError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, NoWay
 from lepton_edge.tflite_writer.layout import Perm, store
 
 Feeds = dict[str, np.ndarray]
@@ -31,9 +32,8 @@ def _draw(rng: Any, shape: tuple[int, ...], dtype: np.dtype, high: int, positive
 
 
 def session(model: Any) -> Any:
-    """An ONNX Runtime session of a ModelProto without optimisations, one thread."""
+    """An ONNX Runtime session of a ModelProto, or of a file, without optimisations, one thread."""
     import tempfile
-    from pathlib import Path
 
     import onnxruntime as ort
 
@@ -42,6 +42,9 @@ def session(model: Any) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.enable_cpu_mem_arena = False
+    if isinstance(model, Path):
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
         path = Path(folder) / "m.onnx"
         save(model, path)
@@ -62,18 +65,17 @@ def reference(model: Any, feeds: Feeds, names: list[str]) -> Feeds:
     raise LeptonError(f"ONNX Runtime cannot run the model: {text}", hint="check the ONNX file first") from failure
 
 
-def interpreter(data: bytes) -> Any:
-    """An allocated LiteRT interpreter of the file's bytes; LeptonError says what it objects to."""
+def interpreter(data: bytes | Path) -> Any:
+    """An allocated LiteRT interpreter of a file, or its bytes; LeptonError says what it objects to."""
     from ai_edge_litert.interpreter import Interpreter
 
+    source: dict[str, Any] = {"model_path": str(data)} if isinstance(data, Path) else {"model_content": data}
     try:
-        made = Interpreter(model_content=data, num_threads=1)
+        made = Interpreter(**source, num_threads=1)
         made.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
-        raise LeptonError(
-            f"LiteRT does not load the converted model: {text}", hint="please report the model"
-        ) from error
+        raise NoWay(f"LiteRT does not load the converted model: {text}", hint="please report the model") from error
     return made
 
 
@@ -114,34 +116,38 @@ def _close(want: np.ndarray, figures: dict[str, float], limit_db: float) -> bool
 
 
 def verify(
-    data: bytes,
+    data: bytes | Path,
     model: Any,
-    inputs: dict[str, tuple[str, Perm | None, np.dtype]],
+    inputs: dict[str, tuple[str, Perm | None, np.dtype, tuple[int, ...]]],
     outputs: dict[str, tuple[str, Perm | None]],
     limit_db: float,
 ) -> dict[str, Any]:
-    """Compares file and model; both dicts map tflite name -> (onnx name, perm[, onnx dtype]).
+    """Compares file and model; the dicts map tflite name -> (onnx name, perm[, onnx dtype, onnx shape]).
 
     Raises LeptonError where an output's SQNR is under `limit_db`; returns the worst figures.
     """
+    from lepton_edge.tflite_writer.load import release
+
+    specs = {source: (shape, dtype) for source, _, dtype, shape in inputs.values()}
+    feeds, wanted = _trial(session(model), specs, [source for source, _ in outputs.values()])
+    release()
     made = interpreter(data)
     details = made.get_signature_runner("serving_default").get_input_details()
-    names = [source for source, _ in outputs.values()]
-    specs = {}
-    for name, (source, perm, dtype) in inputs.items():
-        shape = tuple(int(d) for d in details[name]["shape"]) if name in details else ()
-        specs[source] = (_undo(shape, perm), dtype)
-    feeds, wanted = _trial(session(model), specs, names)
     given = {}
-    for name, (source, perm, _) in inputs.items():
+    for name, (source, perm, _, _) in inputs.items():
         if name in details:
-            value = feeds[source] if perm is None else store(feeds[source], perm)
-            given[name] = value.astype(details[name]["dtype"])
+            value = feeds.pop(source)
+            value = value if perm is None else store(value, perm)
+            given[name] = value.astype(details[name]["dtype"], copy=False)
     try:
         got = run_tflite(made, given)
     except (ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
-        raise LeptonError(f"LiteRT does not run the converted model: {text}", hint="please report the model") from error
+        raise NoWay(f"LiteRT does not run the converted model: {text}", hint="please report the model") from error
+    return _worst(wanted, got, outputs, limit_db)
+
+
+def _worst(wanted: Feeds, got: Feeds, outputs: dict[str, tuple[str, Perm | None]], limit_db: float) -> dict[str, Any]:
     worst: dict[str, Any] = {"sqnr_db": 300.0, "max_abs": 0.0, "cosine": 1.0}
     for name, (source, perm) in outputs.items():
         want = wanted[source] if perm is None else store(wanted[source], perm)
@@ -151,7 +157,7 @@ def verify(
             )
         figures = compare(want, got[name])
         if not _close(want, figures, limit_db):
-            raise LeptonError(
+            raise NoWay(
                 f"the converted model disagrees with ONNX Runtime at output '{name}': "
                 f"SQNR {figures['sqnr_db']:.1f} dB, max error {figures['max_abs']:.3g}",
                 hint="nothing was written; please report the model",
@@ -177,12 +183,3 @@ def _trial(run: Any, specs: dict[str, tuple[tuple[int, ...], np.dtype]], names: 
     if kept is None:
         raise LeptonError(f"ONNX Runtime cannot run the model: {failure}", hint="check the ONNX file first")
     return kept
-
-
-def _undo(shape: tuple[int, ...], perm: Perm | None) -> tuple[int, ...]:
-    if perm is None:
-        return shape
-    logical = [0] * len(shape)
-    for k, axis in enumerate(perm):
-        logical[axis] = shape[k]
-    return tuple(logical)

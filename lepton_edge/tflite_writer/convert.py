@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import NoWay
 from lepton_edge.tflite_writer import layout
+from lepton_edge.tflite_writer.branches import fold_branches
 from lepton_edge.tflite_writer.check import verify
 from lepton_edge.tflite_writer.emit import Emitter, Unsupported
 from lepton_edge.tflite_writer.fold import FOLDED, fold
 from lepton_edge.tflite_writer.fuse import fuse
 from lepton_edge.tflite_writer.graph import Graph, Node
 from lepton_edge.tflite_writer.layout import Perm
-from lepton_edge.tflite_writer.load import expand, fix_inputs, input_dtype, optimise, read, to_graph
+from lepton_edge.tflite_writer.load import (
+    expand,
+    fix_inputs,
+    fix_values,
+    input_dtype,
+    optimise_file,
+    read,
+    release,
+    save,
+    to_graph,
+)  # fmt: skip
 from lepton_edge.tflite_writer.lower import LOWER, lower
 from lepton_edge.tflite_writer.quantize import quantize
 from lepton_edge.tflite_writer.table import operators
@@ -25,37 +39,90 @@ _INTEGER_DB = 12.0  # integer kernels round otherwise than QDQ in float; a wrong
 
 
 def convert(
-    src: str, dst: str, *, float16: bool = False, keep_nchw_inputs: bool = False, input_shapes: str = ""
+    src: str,
+    dst: str,
+    *,
+    float16: bool = False,
+    keep_nchw_inputs: bool = False,
+    input_shapes: str = "",
+    input_values: str = "",
 ) -> dict[str, Any]:
     """Converts ONNX file `src` to TFLite file `dst`; returns the step's dictionary."""
-    model = read(src)
-    inputs_of = fix_inputs(model, input_shapes)
-    graph = to_graph(optimise(expand(model, set(operators()) | set(LOWER) | FOLDED)), inputs_of)
+    from ai_edge_litert import schema_py_generated  # noqa: F401 - costs 40 MB for a moment: before there is a model
+
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        static = Path(folder) / "static.onnx"
+        graph, dtypes = _prepared(src, static, input_shapes, input_values)
+        integer = quantize(graph)
+        emitter, inputs, outputs = emit(graph, float16=float16, keep_nchw=keep_nchw_inputs)
+        fed = {n: (n, inputs[n][1], dtypes[n], graph.shapes[n]) for n in graph.inputs}
+        given = {n: (n, view[1]) for n, view in outputs.items()}
+        limit = _INTEGER_DB if integer else _SQNR_DB[float16]
+        graph.consts.clear()  # written by now, in the order of axes that the file has
+        del graph
+        figures, counts = _written(emitter, inputs, outputs, dst, lambda made: verify(made, static, fed, given, limit))
+    return {
+        "inputs": [_spec(n, view[1]) for n, view in inputs.items()],
+        "outputs": [_spec(n, view[1]) for n, view in outputs.items()],
+        "operators": counts.total(),
+        "transposes": counts["TRANSPOSE"],
+        "parity": figures,
+        "notes": [f"agrees with ONNX Runtime: SQNR {figures['sqnr_db']:.0f} dB, max error {figures['max_abs']:.2g}"],
+    }
+
+
+def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> tuple[Graph, dict[str, Any]]:
+    """The graph to emit, and the inputs' own types; `static` is left as what the result has to agree with.
+
+    One form of the model is let go before the next is made: weights are held once or twice, not five times.
+    """
+    import onnx
+
+    model = fix_values(read(src), input_values)
+    names = fix_inputs(model, input_shapes)
+    fold_branches(model)
+    dtypes = {n: input_dtype(model, n) for n in names}
+    branches = any(n.op_type == "If" for n in model.graph.node)
+    save(model, static)
+    expanded, optimised = expand(model, set(operators()) | set(LOWER) | FOLDED), static.with_name("optimised.onnx")
+    source = static
+    if expanded is not model:
+        source = static.with_name("expanded.onnx")
+        save(expanded, source)
+    del model, expanded
+    release()
+    optimise_file(source, optimised, branches)
+    release()
+    graph = to_graph(onnx.load(str(optimised)), names)
+    release()
     fold(graph)
     fuse(graph)
     supported(graph, lower(graph))
     fold(graph)
-    integer = quantize(graph)
-    emitter, inputs, outputs = emit(graph, float16=float16, keep_nchw=keep_nchw_inputs)
-    ins = {name: view[0] for name, view in inputs.items()}
-    outs = {name: view[0] for name, view in outputs.items()}
-    data = emitter.writer.pack(ins, outs, "Lepton Edge, from ONNX")
-    figures = verify(
-        data,
-        model,
-        {n: (n, inputs[n][1], input_dtype(model, n)) for n in graph.inputs},
-        {n: (n, view[1]) for n, view in outputs.items()},
-        _INTEGER_DB if integer else _SQNR_DB[float16],
-    )
-    publish(data, dst)
-    return {
-        "inputs": [_spec(n, view[1]) for n, view in inputs.items()],
-        "outputs": [_spec(n, view[1]) for n, view in outputs.items()],
-        "operators": len(emitter.writer.operators),
-        "transposes": sum(op.code == "TRANSPOSE" for op in emitter.writer.operators),
-        "parity": figures,
-        "notes": [f"agrees with ONNX Runtime: SQNR {figures['sqnr_db']:.0f} dB, max error {figures['max_abs']:.2g}"],
-    }
+    return graph, dtypes
+
+
+def _written(
+    emitter: Emitter, inputs: dict, outputs: dict, dst: str, proof: Callable[[Path], dict]
+) -> tuple[dict[str, Any], Counter[str]]:
+    """Write the file aside, prove it, and move it into place: never half a file, nor one that differs.
+
+    The figures of the proof, and how many operators of each kind there are; the emitter is empty afterwards.
+    """
+    path = Path(dst)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    ins, outs = ({name: view[0] for name, view in ports.items()} for ports in (inputs, outputs))
+    try:
+        with aside.open("wb") as file:
+            file.write(emitter.writer.view(ins, outs, "Lepton Edge, from ONNX"))
+        counts = Counter(op.code for op in emitter.writer.operators)
+        emitter.clear()
+        release()
+        figures = proof(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return figures, counts
 
 
 def _spec(name: str, perm: Perm | None) -> dict[str, Any]:
@@ -73,7 +140,7 @@ def supported(graph: Graph, problems: list[str]) -> None:
         named = (f"{op} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for op, names in missing.items())
         problems = [f"no TFLite counterpart for: {'; '.join(named)}", *problems]
     if problems:
-        raise LeptonError("; ".join(problems), hint=_HINT)
+        raise NoWay("; ".join(problems), hint=_HINT)
 
 
 def emit(
@@ -101,7 +168,7 @@ def emit(
             problems.append(error.message)
             _stand_in(e, node)
     if problems:
-        raise LeptonError("; ".join(problems), hint=_HINT)
+        raise NoWay("; ".join(problems), hint=_HINT)
     return e, inputs, _outputs(e, {i for i, _ in inputs.values()})
 
 
@@ -191,14 +258,3 @@ def image_inputs(graph: Graph) -> set[str]:
                             seen.add((out, turned))
                             todo.append((out, turned))
     return found
-
-
-def publish(data: bytes, dst: str) -> None:
-    """Writes aside, then moves into place: never half a file."""
-    path = Path(dst)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

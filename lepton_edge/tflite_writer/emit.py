@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import NoWay
 from lepton_edge.tflite_writer import layout
 from lepton_edge.tflite_writer.flatbuffer import Quant, Writer
 from lepton_edge.tflite_writer.graph import Graph, Node
 from lepton_edge.tflite_writer.layout import Perm, Shape
 
 
-class Unsupported(LeptonError):
+class Unsupported(NoWay):
     """This node has no TFLite counterpart (in this form)."""
 
 
@@ -31,6 +31,11 @@ class Emitter:
         self.order: dict[str, np.ndarray] = {}  # flattened tensors whose last axis is scrambled (ops_shape)
         self._consts: dict[tuple, int] = {}
         self._reshaped: dict[int, int] = {}
+
+    def clear(self) -> None:
+        """Let go of everything, once the file is written."""
+        self.graph, self.writer = Graph([], [], [], {}, {}, {}, 0), Writer()
+        self.views, self._consts, self.order, self._reshaped = {}, {}, {}, {}
 
     # -- questions
     def shape(self, name: str) -> Shape:

@@ -89,6 +89,10 @@ class Writer:
 
     def pack(self, inputs: dict[str, int], outputs: dict[str, int], description: str) -> bytes:
         """The TFLite file: inputs and outputs are signature names -> tensor indices."""
+        return bytes(self.view(inputs, outputs, description))
+
+    def view(self, inputs: dict[str, int], outputs: dict[str, int], description: str) -> memoryview:
+        """As `pack`, without the copy."""
         import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
 
@@ -118,7 +122,7 @@ class Writer:
             )
         builder = flatbuffers.Builder(size + 2**16)
         builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return memoryview(builder.Bytes)[builder.head :]
 
     def _sweep(self, wanted: set[int]) -> None:
         """Drops operators nobody reads."""
@@ -165,7 +169,7 @@ class _Buffers:
         self.list = [self._class(b"")]
         self._seen: dict[bytes, int] = {}
 
-    def add(self, data: bytes) -> int:
+    def add(self, data: Any) -> int:
         import hashlib
 
         key = hashlib.sha256(data).digest()
@@ -179,20 +183,20 @@ def _aligned_buffer(schema: Any) -> Any:
     """BufferT whose bytes start at a multiple of 16 (`force_align: 16`), which the Python generator ignores."""
 
     class AlignedBuffer(schema.BufferT):
-        def __init__(self, data: bytes) -> None:
+        def __init__(self, data: Any) -> None:
             super().__init__()
             self.bytes = data
             self.size_hint = len(data) + 32
 
         def Pack(self, builder: Any) -> int:  # named by the schema's classes
-            if self.bytes:
+            if len(self.bytes):
                 count = len(self.bytes)
                 builder.StartVector(1, count, 16)
                 builder.head -= count
                 builder.Bytes[builder.head : builder.head + count] = self.bytes
                 offset = builder.EndVector()
             schema.BufferStart(builder)
-            if self.bytes:
+            if len(self.bytes):
                 schema.BufferAddData(builder, offset)
             return schema.BufferEnd(builder)
 
@@ -207,13 +211,19 @@ def type_code(schema: Any, dtype: Any) -> int:
     return getattr(schema.TensorType, name)
 
 
+def _bytes(data: np.ndarray) -> Any:
+    """The bytes of an array, not copied where they lie in order already."""
+    whole = np.ascontiguousarray(data)
+    return whole.reshape(-1).view(np.uint8).data if whole.size else b""
+
+
 def _tensor(schema: Any, tensor: Tensor, buffers: _Buffers) -> Any:
     item = schema.TensorT()
     item.name, item.shape = tensor.name, list(tensor.shape)
     item.type = type_code(schema, tensor.dtype)
     item.hasRank = True
     if tensor.data is not None:
-        item.buffer = buffers.add(np.ascontiguousarray(tensor.data).tobytes())
+        item.buffer = buffers.add(_bytes(tensor.data))
     if tensor.quant is not None:
         item.quantization = schema.QuantizationParametersT()
         item.quantization.scale = [float(s) for s in tensor.quant.scale]

@@ -7,13 +7,15 @@ leaves a hole, one run on seeded input.
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, NoWay
 from lepton_edge.shapes import parse
 from lepton_edge.tflite_writer.graph import Graph, Node
 
@@ -130,6 +132,35 @@ def fix_inputs(model: Any, input_shapes: str = "") -> list[str]:
     return [i.name for i in inputs]
 
 
+def fix_values(model: Any, text: str) -> Any:
+    """Inputs that `text` ('sr=16000') gives values are constants to all that read them; they stay inputs by name."""
+    from onnx import helper, numpy_helper
+
+    from lepton_edge.conversion import parse_values
+
+    kinds = {i.name: i.type.tensor_type for i in model.graph.input}
+    for name, value in parse_values(text, list(kinds)).items():
+        sizes = [d.dim_value for d in kinds[name].shape.dim]
+        if not all(sizes):
+            raise LeptonError(f"input '{name}' has free sizes, so it cannot be fixed to a value", "give its sizes")
+        array = np.full(sizes, value, helper.tensor_dtype_to_np_dtype(kinds[name].elem_type))
+        constant = f"{name}_fixed_to_{value:g}"
+        model.graph.initializer.append(numpy_helper.from_array(array, constant))
+        _rename(model.graph, name, constant)
+    return model
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """Read `new` wherever `old` is read, in subgraphs too."""
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            if name == old:
+                node.input[k] = new
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
+                _rename(inner, old, new)
+
+
 def expand(model: Any, known: set[str]) -> Any:
     """Operators outside `known` that ONNX defines by other operators, written out."""
     import onnx
@@ -162,31 +193,49 @@ def _is_function(onnx: Any, op: str, version: int) -> bool:
 def optimise(model: Any) -> Any:
     """The model after ONNX Runtime's basic optimisations, as a ModelProto."""
     import onnx
-    import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
         source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
         save(model, source)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(target)
-        options.log_severity_level, options.intra_op_num_threads = 4, 1
-        try:
-            # MatMulAddFusion turns a dense layer on three axes into Reshape, Gemm, Reshape.
-            ort.InferenceSession(
-                str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
-            )
-        except Exception as error:  # every failure of ONNX Runtime has a class of its own, with no public base
-            text = " ".join(str(error).split())[:300]
-            if any(n.op_type == "If" for n in model.graph.node):  # one branch may not suit the sizes of the samples
-                raise LeptonError(
-                    f"no TFLite counterpart for: If, whose branches ONNX Runtime does not accept: {text}",
-                    hint="export the branch that is wanted as a model of its own",
-                ) from error
-            raise LeptonError(
-                f"ONNX Runtime does not accept the model: {text}", hint="check it with onnx.checker, or export it again"
-            ) from error
+        optimise_file(source, target, any(n.op_type == "If" for n in model.graph.node))
         return onnx.load(str(target))
+
+
+def optimise_file(source: Path, target: Path, branches: bool = False) -> None:
+    """The model of one file after ONNX Runtime's basic optimisations, in another; `branches`: it has If nodes."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.enable_cpu_mem_arena = False
+    try:
+        # MatMulAddFusion turns a dense layer on three axes into Reshape, Gemm, Reshape.
+        ort.InferenceSession(
+            str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+        )
+    except Exception as error:  # every failure of ONNX Runtime has a class of its own, with no public base
+        text = " ".join(str(error).split())[:300]
+        if branches:  # one branch may not suit the sizes of the samples
+            raise NoWay(
+                f"no TFLite counterpart for: If, whose branches ONNX Runtime does not accept: {text}",
+                hint="export the branch that is wanted as a model of its own",
+            ) from error
+        raise LeptonError(
+            f"ONNX Runtime does not accept the model: {text}", hint="check it with onnx.checker, or export it again"
+        ) from error
+
+
+def release() -> None:
+    """Give freed memory back to the system: the next stage then does not pile up on what the last one left."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # not glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def save(model: Any, path: Path) -> None:
@@ -220,13 +269,31 @@ def to_graph(model: Any, inputs: list[str]) -> Graph:
     outputs = [o.name for o in g.output]
     graph = Graph(nodes, inputs, outputs, consts, shapes, dtypes, domains.get("", domains.get("ai.onnx", 1)), domains)
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(_skeleton(model), data_prop=True).graph
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         inferred = g
     for item in [*g.input, *inferred.value_info, *inferred.output, *g.value_info, *g.output]:
         _learn(graph, item)
     _observe(graph, model)
     return graph
+
+
+def _skeleton(model: Any) -> Any:
+    """The model without the contents of its large constants, whose shapes are all that inference needs."""
+    import onnx
+
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    for field in ("node", "input", "output", "value_info"):
+        getattr(copy.graph, field).extend(getattr(model.graph, field))
+    copy.graph.name = model.graph.name or "graph"
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < 1024:
+            copy.graph.initializer.append(tensor)
+        else:
+            copy.graph.initializer.append(
+                onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            )
+    return copy
 
 
 def _learn(graph: Graph, item: Any) -> None:

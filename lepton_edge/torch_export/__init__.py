@@ -1,0 +1,1 @@
+"""What the converters from PyTorch share."""
