@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import equalize, ranges, streams
+from lepton_edge.quant import equalize, ranges, smooth, streams
 from lepton_edge.quant.emit import emit
 from lepton_edge.quant.grid import Grid, activation_grid
 from lepton_edge.quant.net import Net
@@ -22,12 +22,16 @@ from lepton_edge.quant.spec import QuantSpec
 from lepton_edge.quant.tap import Runner, Sample, each
 
 Told = Callable[[int, int, str], None]
+TYPICAL = 300_000_000  # MobileNetV2 at 224 x 224
 ROWS = 64  # channel vectors taken from each sample of a stream
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How many samples each stage looks at (0: the stage is left out), and how weights are rounded."""
+    """How many samples each stage looks at (0: the stage is left out), and how weights are rounded.
+
+    `searched` and `solved` are for a model of TYPICAL multiply-accumulates; see scaled().
+    """
 
     observed: int
     based: int
@@ -38,10 +42,15 @@ class Preset:
     learned: bool = True
     refit: bool = True
 
+    def scaled(self, macs: int) -> Preset:
+        """More samples for the stages that run the model often where that is cheap, fewer where it is dear."""
+        factor = min(max(TYPICAL / max(macs, 1), 1 / 3), 6.0)
+        return replace(self, searched=round(self.searched * factor), solved=max(round(self.solved * factor), 24))
+
 
 PRESETS = {
     "fast": Preset(observed=48, based=24, equalized=24, searched=0, solved=24, positions=32, learned=False),
-    "default": Preset(observed=300, based=48, equalized=100, searched=24, solved=64),
+    "default": Preset(observed=300, based=48, equalized=100, searched=32, solved=96),
     "best": Preset(observed=1000, based=100, equalized=200, searched=64, solved=200, positions=128),
 }
 
@@ -91,10 +100,15 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
             f"{Path(path).name}: nothing in it can be quantized to int8",
             "it has no convolution or product with constant float32 weights; keep it float",
         )
-    preset = options.preset
+    preset = options.preset.scaled(macs(net, placement))
+    options = replace(options, preset=preset)
     if not placement.local:
         net = rebased(net, placement, take(samples, preset.based), options.seed)
         net = equalized(net, placement, take(samples, preset.equalized))
+    else:
+        bits = options.activation_bits, options.weight_bits
+        net = smooth.smoothed(net, placement, take(samples, preset.equalized), bits)
+        placement = place(net)
     seen = observed(net, placement, take(samples, preset.observed), options, tell)
     found = chosen(net, placement, seen, samples, options, tell)
     grids = {
@@ -107,13 +121,23 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         net, placement, grids, solving, effort, lambda done, total: tell(done, total, "solving weights, layer")
     )
     spec = QuantSpec(placement, grids, weights)
-    error = error_of(path_net=net, made=made, spec=spec, samples=take(samples, 32))
+    error = error_of(net, made, spec, take(samples, 32))
     figures = {
         "layers": len(placement.layers),
         "sites": len(placement.sites),
         "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
     }
     return Quantized(made, spec, figures)
+
+
+def macs(net: Net, placement: Placement) -> int:
+    """Multiply-accumulates of the weighted layers for one sample; free axes count 1."""
+    total = 0
+    for layer in placement.layers:
+        shape = net.shapes.get(layer.y) or ()
+        places = shape[2:] if layer.op in ("Conv", "ConvTranspose") else shape[1:-1]
+        total += net.consts[layer.weight].size * int(np.prod([d or 1 for d in places], dtype=np.int64))
+    return total
 
 
 def take(samples: Sequence[Sample], most: int) -> list[Sample] | Sequence[Sample]:
@@ -218,9 +242,9 @@ def _start(site: Site, observer: Observer, method: str, bits: int) -> tuple[floa
     return low, high
 
 
-def error_of(*, path_net: Net, made: Net, spec: QuantSpec, samples: Sequence[Sample]) -> float:
+def error_of(net: Net, made: Net, spec: QuantSpec, samples: Sequence[Sample]) -> float:
     """Noise over power of the quantized net's outputs against the float net's."""
-    before, after = Runner(path_net), Runner(emit(made, spec), path_net.outputs)
+    before, after = Runner(net), Runner(emit(made, spec), net.outputs)
     pairs = [(before.run(sample), after.run(sample)) for sample in samples]
     return distance([a for a, _ in pairs], [b for _, b in pairs])
 

@@ -2,61 +2,107 @@
 
 A tensor's own error does not tell what its values are worth: clipping half of the range can gain or lose 10 dB at the
 outputs. A site's quantizer is put into the float net with its scale as an input, so one session tries all ranges; the
-range shrinks from the extremes as long as that helps.
+range shrinks from the start as long as that helps. Only the net from the site's segment on is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from lepton_edge.quant.grid import activation_grid
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.place import Placement, Site
+from lepton_edge.quant.segments import Kept, Segment, cut, run_all, sub_net
 from lepton_edge.quant.tap import Runner, Sample
 
 STEP = 0.84  # ratio of neighbouring ranges
 PATIENCE = 2  # worse steps before a search ends
-LEAST = 0.05  # of the widest range
+LEAST = 0.05  # of the start
+
+Range = tuple[float, float]
 
 
 def search(
     net: Net,
     placement: Placement,
-    ranges: Mapping[str, tuple[float, float]],
-    widest: Mapping[str, tuple[float, float]],
+    ranges: Mapping[str, Range],
+    widest: Mapping[str, Range],
     samples: Sequence[Sample],
     *,
     bits: int = 8,
     told: Callable[[int, int], None] | None = None,
-) -> dict[str, tuple[tuple[float, float], float]]:
+) -> dict[str, tuple[Range, float]]:
     """For each site by name the best range and its error: noise over power at the outputs, averaged over them.
 
     `ranges` are where each search starts, `widest` what it never goes beyond. A site with a range that kernels
     prescribe keeps it.
     """
-    runner = Runner(net)
+    found: dict[str, tuple[Range, float]] = {}
+    ends = measured(net)
+    runner = Runner(net, ends)
     expected = [runner.run(sample) for sample in samples]
-    found = {}
-    for k, site in enumerate(placement.sites):
-        found[site.name] = _site(net, site, ranges[site.name], widest[site.name], samples, expected, bits)
-        if told:
-            told(k + 1, len(placement.sites))
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        for tail, sites, entering in _tails(net, ends, placement, samples, Path(folder)):
+            for site in sites:
+                found[site.name] = _site(
+                    tail, ends, site, ranges[site.name], widest[site.name], entering, expected, bits
+                )
+                if told:
+                    told(len(found), len(placement.sites))
     return found
+
+
+def measured(net: Net) -> list[str]:
+    """Where errors are measured: the outputs, or what goes into a Softmax or Sigmoid that makes one.
+
+    Probabilities near 0 and 1 hide what a model would answer to other samples.
+    """
+    makers = (net.makers.get(name) for name in net.outputs)
+    squashes = ("Softmax", "LogSoftmax", "Sigmoid")
+    return [
+        maker.input[0] if maker is not None and maker.op_type in squashes and maker.input[0] not in net.inputs else name
+        for name, maker in zip(net.outputs, makers, strict=True)
+    ]
+
+
+def _tails(
+    net: Net, ends: Sequence[str], placement: Placement, samples: Sequence[Sample], folder: Path
+) -> Iterator[tuple[Net, list[Site], Sequence[Sample] | Kept]]:
+    """The net from each segment on, the sites that begin in the segment, and the samples that enter it."""
+    made_by = {out: k for k, node in enumerate(net.nodes) for out in node.output}
+    entering: Sequence[Sample] | Kept = samples
+    for k, segment in enumerate(cut(net, placement)):
+        first = -1 if segment.first == 0 else segment.first
+        starts = {s.name: min(made_by.get(t, -1) for t in s.tensors) for s in placement.sites}
+        sites = [s for s in placement.sites if first <= starts[s.name] < segment.last]
+        rest = Segment(segment.first, len(net.nodes), segment.takes, tuple(ends), ())
+        if sites:
+            yield sub_net(net, rest), sites, entering
+        after = Kept(folder / str(k), segment.gives)
+        if segment.last < len(net.nodes):
+            run_all(sub_net(net, segment), entering, after)
+        if isinstance(entering, Kept):
+            entering.drop()
+        entering = after
 
 
 def _site(
     net: Net,
+    ends: Sequence[str],
     site: Site,
-    start: tuple[float, float],
-    widest: tuple[float, float],
-    samples: Sequence[Sample],
+    start: Range,
+    widest: Range,
+    samples: Sequence[Sample] | Kept,
     expected: Sequence[Sequence[np.ndarray]],
     bits: int,
-) -> tuple[tuple[float, float], float]:
-    probe = _probe(net, site)
-    runner = Runner(probe, net.outputs)
+) -> tuple[Range, float]:
+    probe = _probe(net, site, bits)
+    back = {t: f"{t}_probed" for t in site.tensors if any(f"{t}_probed" in n.output for n in probe.nodes)}
+    runner = Runner(probe, [back.get(name, name) for name in ends])
 
     def error(low: float, high: float) -> float:
         grid = activation_grid(low, high, bits)
@@ -72,7 +118,7 @@ def _site(
         return kept, best
     for direction in (STEP, 1 / STEP):
         factor, worse, moved = direction, 0, False
-        while worse < PATIENCE and LEAST < factor <= 1 / STEP**3:
+        while worse < PATIENCE and factor > LEAST:
             tried = max(low * factor, widest[0]), min(high * factor, widest[1])
             if tried == kept:
                 break
@@ -108,6 +154,11 @@ def _probe(net: Net, site: Site, bits: int = 8) -> Net:
     kind = TensorProto.UINT8 if bits <= 8 else TensorProto.UINT16
     base.graph.input.append(helper.make_tensor_value_info("lepton_scale", TensorProto.FLOAT, []))
     base.graph.input.append(helper.make_tensor_value_info("lepton_zero", kind, []))
+    if bits > 8:
+        for item in base.opset_import:
+            if item.domain in ("", "ai.onnx"):
+                item.version = max(item.version, 21)
+        base.ir_version = max(base.ir_version, 10)
     made.base = base
     made.inputs = [*made.inputs, "lepton_scale", "lepton_zero"]
     nodes = list(made.nodes)
@@ -116,6 +167,8 @@ def _probe(net: Net, site: Site, bits: int = 8) -> Net:
             continue
         source, back, readers = tensor, f"{tensor}_probed", made.users.get(tensor, [])
         if tensor in made.outputs:
+            if tensor not in made.makers:
+                continue
             source, back = f"{tensor}_unprobed", tensor
             maker = made.makers[tensor]
             maker.output[list(maker.output).index(tensor)] = source
