@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench as timing
-from lepton_edge import candidates, plan, record, registry, routes, run_feeds, rundir, stages
+from lepton_edge import candidates, plan, record, registry, rescue, routes, run_feeds, rundir, stages
 from lepton_edge import check as runtime_check
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.conversion import Conversion, step_options
@@ -70,10 +70,12 @@ def convert(
     *,
     verbs: tuple[str, ...] = (),
     ask: Conversion | None = None,
+    max_drop: float | None = None,
 ) -> dict:
     """Bring a model to ``target`` format, with ``verbs`` (quantize, prune) applied, and hold it against the source.
 
     ``ask`` says what else it has to be: sizes, batch, float16 weights, the runtime release it has to load in.
+    With ``max_drop`` (points of top-1, on labelled samples) a quantization climbs the rescue ladder until it is met.
     Without data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and
     returns its figures. Raises LeptonError when a conversion differs from its source beyond the noise of its
     arithmetic, naming the first tensor that does where that can be found.
@@ -99,18 +101,39 @@ def convert(
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
         reference = stages.reference(road, source, feeds.evaluation)
-        result, got, figures = routes.proven(road, source, start, target, verbs, options, feeds, reference)
+        rungs = None
+        if max_drop is not None and "quantize" in verbs and feeds.labels() is not None:
+            tried = rescue.climb(road, source, start, target, verbs, options, feeds, reference, max_drop)
+            plain = rescue.float_form(road, start, target, feeds)
+            rungs = rescue.costs(
+                road, tried, *plain, recipe, record.threads(recipe, get_device(recipe.compress.device))
+            )
+            result, got, figures = rescue.best(tried, max_drop)
+        else:
+            result, got, figures = routes.proven(road, source, start, target, verbs, options, feeds, reference)
         if release:
             runtime_check.require(result.art.path, release)
         written = copy_artifact(result.art, out)
         facts = record.inspect_model(road, written) if written.format in inspector_files() else {"operators": {}}
     made = record.artifact_record(written, result, figures, got.info, feeds)
-    return made | {"transposes": routes.transposes(facts), "operators": facts["operators"]}
+    more = {"rungs": rungs} if rungs else {}
+    return made | more | {"transposes": routes.transposes(facts), "operators": facts["operators"]}
 
 
-def quantize(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
-    """Static int8 post-training quantization; the format stays unless ``target`` says otherwise."""
-    return _with_verb("quantize", model, target, out, recipe, progress)
+def quantize(
+    model: Path,
+    target: str | None,
+    out: Path | None,
+    recipe: Recipe,
+    progress: Silent | None = None,
+    *,
+    max_drop: float | None = None,
+) -> dict:
+    """Static int8 post-training quantization; the format stays unless ``target`` says otherwise.
+
+    With ``max_drop`` the rescue ladder is climbed until top-1 drops by no more points; "rungs" tells what each costs.
+    """
+    return _with_verb("quantize", model, target, out, recipe, progress, max_drop)
 
 
 def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
@@ -119,12 +142,18 @@ def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, pro
 
 
 def _with_verb(
-    verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None
+    verb: str,
+    model: Path,
+    target: str | None,
+    out: Path | None,
+    recipe: Recipe,
+    progress: Silent | None,
+    max_drop: float | None = None,
 ) -> dict:
     format_ = detect(model)
     if target is None:
         target = _place_of(verb, format_, model)
-    return convert(model, target, out, recipe, progress, verbs=(verb,))
+    return convert(model, target, out, recipe, progress, verbs=(verb,), max_drop=max_drop)
 
 
 def _place_of(verb: str, format_: str, model: Path) -> str:

@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from lepton_edge import __version__, clikit
-from lepton_edge.clikit import BENCH, CONVERT, DATA, DROP, SAMPLES, TRAIN, command, emit, progress, recipe_from
+from lepton_edge.clikit import (
+    BENCH,
+    CONVERT,
+    DATA,
+    DROP,
+    QUANTIZE,
+    SAMPLES,
+    TRAIN,
+    command,
+    emit,
+    progress,
+    recipe_from,
+)
 from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(
@@ -58,7 +70,7 @@ def _root(
     pass
 
 
-@command(app, DATA, TRAIN, DROP, BENCH)
+@command(app, DATA, QUANTIZE, TRAIN, DROP, BENCH)
 def compress(
     model: Annotated[Path | None, typer.Argument(help="The trained model. Without one: the embedded sample.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to write.")] = Path(
@@ -113,7 +125,7 @@ def _artifact(verb: str, model: Path, to: str | None, out: Path | None, opts: Si
             raise UsageError("no target format was given", "for example --to tflite")
         made = api.convert(model, to, out, recipe, progress(opts), ask=clikit.conversion(opts))
     else:
-        made = getattr(api, verb)(model, to, out, recipe, progress(opts))
+        made = api.quantize(model, to, out, recipe, progress(opts), max_drop=opts.max_drop)
     emit(made, opts, lambda: show.artifact(made))
     _check_drop(made, opts.max_drop)
 
@@ -133,11 +145,12 @@ def _check_drop(made: dict, limit: float | None) -> None:
             )
 
 
-@command(app, DATA, DROP)
+@command(app, DATA, QUANTIZE, DROP)
 def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
     """Static int8 quantization with calibration samples.
 
-    The result is held against the source model in the runtime it ships for.
+    The result is held against the source model in the runtime it ships for. With --max-drop and labelled samples it
+    climbs a ladder of ever more careful ways until the limit is met, and tells what each of them costs.
 
     Example: `lepton-edge quantize model.onnx --data calib.npz --eval test.npz -o model.int8.onnx`
     """

@@ -133,6 +133,29 @@ DROP: Group = {
         None,
     ),
 }
+QUANTIZE: Group = {
+    "preset": (
+        Annotated[
+            str | None,
+            typer.Option("--preset", metavar="NAME", help="fast (no learned rounding), default or best."),
+        ],
+        None,
+    ),
+    "ranges": (
+        Annotated[
+            str | None,
+            typer.Option("--ranges", metavar="METHOD", help="auto, minmax, average, percentile, mse or entropy."),
+        ],
+        None,
+    ),
+    "memory": (
+        Annotated[
+            str | None,
+            typer.Option("--memory", metavar="SIZE", help="What calibration may hold at once (1GB)."),
+        ],
+        None,
+    ),
+}
 CONVERT: Group = {
     "input_shape": (
         Annotated[
@@ -345,6 +368,10 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         max_latency=given.get("max_latency"),
         to=given.get("to"),
     )
+    if chosen := {k: given[k] for k in QUANTIZE if given.get(k)}:
+        import dataclasses
+
+        r = dataclasses.replace(r, quantize={**r.quantize, **chosen})
     r = recipes.override(r, "bench", seconds=given.get("seconds"), threads=given.get("threads"))
     if given.get("preprocess"):
         import dataclasses

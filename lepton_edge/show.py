@@ -114,8 +114,25 @@ def artifact(made: dict) -> None:
     for step in made["steps"]:
         took = "from the store" if step["cached"] else f"{step['seconds']:.1f} s"
         _line(console, f"  {step['step']} ({took})" + "".join(f"; {n}" for n in step["notes"]), style="dim")
+    if made.get("rungs"):
+        _rungs(made["rungs"])
     _parity(made)
     warnings(made["warnings"])
+
+
+def _rungs(rows: list[dict]) -> None:
+    """The rescue ladder: what each rung gained and cost."""
+    table = _table("rung", ">drop", ">SQNR dB", ">size", ">p50 ms", ">vs float", "what it adds")
+    for row in rows:
+        drop = DASH if row["drop_points"] is None else f"{row['drop_points']:+.2f}"
+        sqnr = DASH if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+        latency = ms(row["latency"]["p50_ms"]) if row["latency"] else DASH
+        ratio = f"{row['ratio']['median']:.2f}x" if row["ratio"] else DASH
+        told = f"not possible: {row['error']}" if row["error"] else row["what"]
+        table.add_row(
+            row["rung"], drop, sqnr, size(row["size_bytes"]) if row["size_bytes"] else DASH, latency, ratio, told
+        )
+    _console().print(table)
 
 
 def _parity(figures: dict) -> None:

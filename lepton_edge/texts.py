@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lepton_edge.errors import LeptonError
+
 DASH, MINUS = "–", "−"
 
 
@@ -32,6 +34,19 @@ def size(count: float | None) -> str:
         if count >= scale * 0.9995:
             return f"{number(count / scale)} {unit}"
     return f"{count:,.0f} B"
+
+
+def byte_count(text: str) -> int:
+    """Bytes from "1GB", "512MB" or a plain number. Raises LeptonError for anything else, and for less than 1 MB."""
+    kind = text.strip().upper().removesuffix("B")
+    scale = {"G": 10**9, "M": 10**6, "K": 10**3}.get(kind[-1:], 1)
+    try:
+        count = int(float(kind[:-1] if kind[-1:] in "GMK" else kind) * scale)
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 10**6:
+        raise LeptonError(f"'{text}' is not an amount of memory", "write it as 1GB or 512MB")
+    return count
 
 
 def ms(value: float | None) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
+from lepton_edge.texts import byte_count
 
 REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20")
 COST = 0.5  # what it writes keeps its scales in TFLite and OpenVINO too, so quantizing here comes first
+GROWN = 0.05
 _REDUCE = ("auto", "on", "off")
 _RANGES = ("auto", "minmax", "average", "percentile", "mse", "entropy")
 
@@ -26,6 +28,10 @@ def run(
     preset: str = "default",
     ranges: str = "auto",
     reduce_range: str = "auto",
+    memory: str = "1GB",
+    rung: str = "",
+    wide: float = 0.0,
+    kept: float = 0.0,
     progress: Progress | None = None,
 ) -> dict:
     """Write an int8 `dst` in QDQ form: uint8 activations per tensor, int8 weights per channel.
@@ -33,8 +39,12 @@ def run(
     `preset` is "fast" (no learned rounding, ranges by least squares), "default" or "best". `ranges` of activations are
     chosen by the error measured at the outputs ("auto") or by one method for all. On x86 without VNNI uint8 x int8
     saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and "off" decide it for another machine. Of a
-    transformer only the products with weights are quantized. Raises LeptonError for a model that is quantized already
-    or has nothing to quantize, for no samples, and for data of other inputs.
+    transformer only the products with weights are quantized. `memory` bounds the tensors that are observed at once.
+    `rung` does no more than minmax, ranges, balance, bias or rounding of the preset; `wide` and `kept` give the worst
+    layers that make this share of the noise 16-bit activations, or leave them float.
+
+    Raises LeptonError for a model that is quantized already or has nothing to quantize, for no samples, and for data of
+    other inputs.
     """
     from lepton_edge.quant import core
 
@@ -44,7 +54,19 @@ def run(
     _known("reduce_range", reduce_range, _REDUCE)
     feed = Samples(data, _inputs(src), samples, seed, src)
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
-    options = core.Options(core.PRESETS[preset], weight_bits=7 if saturates else 8, ranges=ranges, seed=seed)
+    effort = core.PRESETS[preset]
+    if rung:
+        _known("rung", rung, core.LADDER)
+        effort, ranges = effort.limited(rung), "minmax" if rung == "minmax" else ranges
+    options = core.Options(
+        effort,
+        weight_bits=7 if saturates else 8,
+        ranges=ranges,
+        seed=seed,
+        memory=byte_count(memory),
+        wide=_share("wide", wide),
+        kept=_share("kept", kept),
+    )
     made = core.quantize(src, feed, options, progress or silent)
     target = Path(dst)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
@@ -54,6 +76,7 @@ def run(
         aside.replace(target)
     width = " (7 bits: no VNNI)" if saturates else ""
     notes = [f"int8, preset {preset}: uint8 activations, int8 weights per channel{width}"]
+    notes += _settled(made.figures["growth"], len(feed))
     if made.spec.placement.local:
         notes.append("attention found: only products with weights are quantized")
     return {
@@ -63,6 +86,21 @@ def run(
         "calibration_sqnr_db": made.figures["calibration_sqnr_db"],
         "notes": notes,
     }
+
+
+def _settled(growth: dict[str, float], samples: int) -> list[str]:
+    """Whether more samples would change the ranges: those that still grew in the second half of the samples."""
+    grew = [name for name, share in growth.items() if share > GROWN]
+    if not growth:
+        return []
+    told = f"{len(grew)} of {len(growth)} ranges still grew by over {GROWN:.0%} in the second half of {samples} samples"
+    return [told + ("; more samples would widen them" if len(grew) > len(growth) / 4 else "")]
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise LeptonError(f"{name} is {value}: it is a share of the noise", hint="give a number from 0 to 1")
+    return value
 
 
 def _known(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import equalize, ranges, smooth, streams
+from lepton_edge.quant import equalize, ranges, sensitivity, smooth, streams
 from lepton_edge.quant.emit import emit
 from lepton_edge.quant.grid import Grid, activation_grid
 from lepton_edge.quant.net import Net
@@ -23,6 +23,8 @@ from lepton_edge.quant.tap import Runner, Sample, each
 
 Told = Callable[[int, int, str], None]
 TYPICAL = 300_000_000  # MobileNetV2 at 224 x 224
+LADDER = ("minmax", "ranges", "balance", "bias", "rounding")  # what the whole preset does, step by step
+JUDGED = 16  # samples that tell the worst layers
 ROWS = 64  # channel vectors taken from each sample of a stream
 
 
@@ -39,6 +41,7 @@ class Preset:
     searched: int
     solved: int
     positions: int = 64
+    corrected: bool = True
     learned: bool = True
     refit: bool = True
 
@@ -46,6 +49,18 @@ class Preset:
         """More samples for the stages that run the model often where that is cheap, fewer where it is dear."""
         factor = min(max(TYPICAL / max(macs, 1), 1 / 3), 6.0)
         return replace(self, searched=round(self.searched * factor), solved=max(round(self.solved * factor), 24))
+
+    def limited(self, rung: str) -> Preset:
+        """The preset with no more than what a rung of LADDER and those below it do; see rescue."""
+        at = LADDER.index(rung)
+        made = self
+        if at < LADDER.index("rounding"):
+            made = replace(made, learned=False, refit=False)
+        if at < LADDER.index("bias"):
+            made = replace(made, corrected=False)
+        if at < LADDER.index("balance"):
+            made = replace(made, based=0, equalized=0)
+        return replace(made, searched=0) if at < LADDER.index("ranges") else made
 
 
 PRESETS = {
@@ -57,7 +72,9 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Options:
-    """`bits`: of weights (7 where U8S8 products saturate), of activations; `seed` of every random choice."""
+    """`bits`: of weights (7 where U8S8 products saturate), of activations; `seed` of every random choice; `memory` in
+    bytes for observed tensors. `wide` and `kept` are shares of the noise: the worst layers that make it read and write
+    16 bits, or stay float."""
 
     preset: Preset = PRESETS["default"]
     weight_bits: int = 8
@@ -67,6 +84,8 @@ class Options:
     ranges: str = "auto"
     seed: int = 0
     memory: int = 1 << 30
+    wide: float = 0.0
+    kept: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,20 +121,17 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         )
     preset = options.preset.scaled(macs(net, placement))
     options = replace(options, preset=preset)
-    if not placement.local:
-        net = rebased(net, placement, take(samples, preset.based), options.seed)
-        net = equalized(net, placement, take(samples, preset.equalized))
-    else:
-        bits = options.activation_bits, options.weight_bits
-        net = smooth.smoothed(net, placement, take(samples, preset.equalized), bits)
-        placement = place(net)
-    seen = observed(net, placement, take(samples, preset.observed), options, tell)
+    net, placement = balanced(net, placement, samples, options)
+    seen, growth = observed(net, placement, take(samples, preset.observed), options, tell)
     found = chosen(net, placement, seen, samples, options, tell)
-    grids = {
-        name: activation_grid(*pair, options.activation_bits, options.symmetric, options.signed)
-        for name, pair in found.items()
-    }
-    effort = Effort(preset.positions, refit=preset.refit, learned=preset.learned, bits=options.weight_bits)
+    placement, grids = rescued(net, placement, found, samples, options, tell)
+    effort = Effort(
+        preset.positions,
+        refit=preset.refit,
+        learned=preset.learned,
+        corrected=preset.corrected,
+        bits=options.weight_bits,
+    )
     solving = take(samples, preset.solved)
     made, weights = solve(
         net, placement, grids, solving, effort, lambda done, total: tell(done, total, "solving weights, layer")
@@ -125,6 +141,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
     figures = {
         "layers": len(placement.layers),
         "sites": len(placement.sites),
+        "growth": growth,
         "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
     }
     return Quantized(made, spec, figures)
@@ -162,6 +179,60 @@ class Picked(Sequence):
         return self._samples[int(self._indices[k])]
 
 
+def balanced(net: Net, placement: Placement, samples: Sequence[Sample], options: Options) -> tuple[Net, Placement]:
+    """A net of the same float outputs whose channels fill their grids better, and its placement."""
+    preset = options.preset
+    if placement.local and preset.equalized:
+        bits = options.activation_bits, options.weight_bits
+        made = smooth.smoothed(net, placement, take(samples, preset.equalized), bits)
+        return made, place(made)
+    if preset.based:
+        net = rebased(net, placement, take(samples, preset.based), options.seed)
+    if preset.equalized:
+        net = equalized(net, placement, take(samples, preset.equalized))
+    return net, placement
+
+
+def rescued(
+    net: Net,
+    placement: Placement,
+    found: dict[str, tuple[float, float]],
+    samples: Sequence[Sample],
+    options: Options,
+    tell: Told,
+) -> tuple[Placement, dict[str, Grid]]:
+    """The placement and the grids by site, with the worst layers left in float or given 16-bit activations."""
+    bits, symmetric, signed = options.activation_bits, options.symmetric, options.signed
+    grids = {name: activation_grid(*pair, bits, symmetric, signed) for name, pair in found.items()}
+    if not options.wide and not options.kept:
+        return placement, grids
+    told = sensitivity.measure(
+        net, placement, grids, take(samples, JUDGED), weight_bits=options.weight_bits,
+        told=lambda done, total: tell(done, total, "measuring which layers cost most"),
+    )  # fmt: skip
+    worst = worst_layers(told, max(options.wide, options.kept))
+    if options.kept:
+        placement = place(net, worst)
+        return placement, {site.name: grids[site.name] for site in placement.sites if site.name in grids}
+    touched = {t for layer in placement.layers if layer.y in worst for t in (layer.x, layer.out)}
+    for site in placement.sites:
+        if touched & set(site.tensors):
+            grids[site.name] = activation_grid(*found[site.name], 16, symmetric=True, signed=True)
+    return placement, grids
+
+
+def worst_layers(told: sensitivity.Sensitivity, share: float) -> frozenset[str]:
+    """The fewest layers, by output, that answer for `share` of the noise."""
+    chosen_, sum_ = [], 0.0
+    shares = {y: part for y, part in told.shares().items() if y}
+    for y, part in sorted(shares.items(), key=lambda item: -item[1]):
+        chosen_.append(y)
+        sum_ += part
+        if sum_ >= share * sum(shares.values()):
+            break
+    return frozenset(chosen_)
+
+
 def rebased(net: Net, placement: Placement, samples: Sequence[Sample], seed: int) -> Net:
     """A copy with every linear residual stream in the basis that quantizes best."""
     made = net.copy()
@@ -192,24 +263,29 @@ def equalized(net: Net, placement: Placement, samples: Sequence[Sample]) -> Net:
 
 def observed(
     net: Net, placement: Placement, samples: Sequence[Sample], options: Options, tell: Told
-) -> dict[str, Observer]:
-    """What each site's tensors hold, by the site's name."""
-    site_of = {tensor: site.name for site in placement.sites for tensor in site.tensors}
+) -> tuple[dict[str, Observer], dict[str, float]]:
+    """What each site's tensors hold, and how much its range still grew in the second half of the samples (a share)."""
+    site_of = {tensor: site for site in placement.sites for tensor in site.tensors}
     seen = {site.name: Observer() for site in placement.sites}
+    early: dict[str, float] = {}
 
     def note(tensor: str, value: np.ndarray) -> None:
+        site = site_of[tensor]
         try:
-            seen[site_of[tensor]].add(value)
+            seen[site.name].add(value)
         except ValueError as error:
             raise LeptonError(
                 f"tensor '{tensor}' {error} for a calibration sample", "check the samples and their preprocessing"
             ) from error
+        if seen[site.name].samples <= len(samples) // 2 * len(site.tensors):
+            early[site.name] = seen[site.name].high - seen[site.name].low
 
     each(
         net, list(site_of), samples, note, budget=options.memory,
         told=lambda done: tell(done, len(samples), "calibration samples"),
     )  # fmt: skip
-    return seen
+    growth = {name: (seen[name].high - seen[name].low) / span - 1 for name, span in early.items() if span > 0}
+    return seen, growth
 
 
 def chosen(

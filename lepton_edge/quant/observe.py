@@ -70,8 +70,8 @@ class Observer:
             self.width, self.first, self.bins = other.width, other.first, other.bins.copy()
             return
         self._cover(other.low, other.high, at_least=other.width)
-        factor = round(self.width / other.width)
-        index = np.floor_divide(np.arange(other.first, other.first + len(other.bins)), factor) - self.first
+        share = other.width / self.width  # a power of two, so the product is exact
+        index = np.floor(np.arange(other.first, other.first + len(other.bins)) * share).astype(np.int64) - self.first
         filled = other.bins > 0
         np.add.at(self.bins, index[filled], other.bins[filled])
 

@@ -7,7 +7,7 @@ residual sums are integer; what no runtime has integer kernels for stays float b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,13 @@ class Placement:
     integer: frozenset[str]  # names (first outputs) of nodes that compute in integers
 
 
-def place(net: Net) -> Placement:
-    """Decide for a prepared net. With attention only weighted layers are integer: the rest loses more than it gains."""
+def place(net: Net, kept: Collection[str] = ()) -> Placement:
+    """Decide for a prepared net. With attention only weighted layers are integer: the rest loses more than it gains.
+
+    Layers with an output in `kept` stay float.
+    """
     attention = has_attention(net)
-    layers = tuple(layer for node in net.nodes if (layer := _layer(net, node)))
+    layers = tuple(layer for node in net.nodes if node.output[0] not in kept and (layer := _layer(net, node)))
     integer = {layer.y for layer in layers}
     wanted: dict[str, None] = {}
     constants: dict[str, None] = {}
@@ -87,7 +90,7 @@ def place(net: Net) -> Placement:
             layer = next(item for item in layers if item.y == out)
             wanted[layer.x] = wanted[layer.out] = None
             continue
-        data = _data(net, node)
+        data = _data(net, node) if out not in kept else None
         if data is None:
             continue
         if node.op_type in MOVES or node.op_type == "Concat":

@@ -160,6 +160,15 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
     return np.take_along_axis(made, back[:, None, :], 2).astype(np.int64)
 
 
+def learned(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8) -> np.ndarray:
+    """Integers by gptq(), but to the nearest for each output where that leaves the smaller error on the samples."""
+    step = (np.maximum(peak, 1e-12) / (2 ** (bits - 1) - 1))[:, :, None]
+    both = gptq(w, peak, xx, bits), nearest(w, peak, bits)
+    missed = [w - q * step for q in both]
+    losses = [np.einsum("gof,gof->go", np.matmul(e, xx), e) for e in missed]
+    return np.where((losses[0] <= losses[1])[:, :, None], *both)
+
+
 def nearest(w: np.ndarray, peak: np.ndarray, bits: int = 8) -> np.ndarray:
     """Integers [G, O, F] by rounding each weight to the nearest."""
     last = 2 ** (bits - 1) - 1

@@ -34,6 +34,7 @@ class Effort:
     layers: int = 3
     refit: bool = True
     learned: bool = True
+    corrected: bool = True
     bits: int = 8
 
 
@@ -151,8 +152,8 @@ def _layer(
         xx = xx - mean[:, :, None] * mean[:, None, :]
     w = full[:, :, :-1]
     peak = rounding.scales(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer.axis is not None, effort.bits)
-    rounded = rounding.gptq(w, peak, xx, effort.bits) if effort.learned else rounding.nearest(w, peak, effort.bits)
-    if has_bias:
+    rounded = rounding.learned(w, peak, xx, effort.bits) if effort.learned else rounding.nearest(w, peak, effort.bits)
+    if has_bias and effort.corrected:
         step = (np.maximum(peak, 1e-12) / (2 ** (effort.bits - 1) - 1))[:, :, None]
         fixed = rounding.bias_only(np.concatenate([rounded * step, full[:, :, -1:]], axis=2), total)
         set_bias(made, made.makers[layer.y], fixed[:, :, -1].reshape(-1).astype(np.float32))
