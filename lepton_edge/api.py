@@ -13,6 +13,8 @@ from typing import Any
 from lepton_edge import bench as timing
 from lepton_edge import candidates, plan, record, registry, routes, run_feeds, rundir, stages
 from lepton_edge import check as runtime_check
+from lepton_edge.analysis import files
+from lepton_edge.analysis.advice import sentences
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.conversion import Conversion, step_options
 from lepton_edge.device import get_device
@@ -22,6 +24,7 @@ from lepton_edge.progress import Silent
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
 
+OBSERVED = 64  # samples that an analysis takes its ranges from
 TARGETS = ("tflite", "onnx", "openvino")
 
 
@@ -248,6 +251,33 @@ def inspect(model: Path, progress: Silent | None = None) -> dict:
         "size_bytes": art.size_bytes,
         **facts,
     }
+
+
+def analyze(model: Path, out: Path, recipe: Recipe, progress: Silent | None = None, *, samples: int = 16) -> dict:
+    """How sensitive a model is to int8: noise at the outputs by layer and activation, ranked, with advice.
+
+    Measured on ``samples`` samples, on the ONNX form of the model, as quantizing to int8 prepares it. Writes the folder
+    ``out`` (analyze.json, analyze.csv, analyze.png, analyze.svg) and returns what analyze.json holds.
+    """
+    start = time.monotonic()
+    rundir.check(out, files.MARK)
+    format_ = detect(model)
+    stages.require_extras("analyze", format_, ("onnx",), [()])
+    with (
+        rundir.publishing(out, files.MARK) as folder,
+        stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
+    ):
+        source = stages.load_source(road, model)
+        feed, warnings = run_feeds.open_calibration(road, source, recipe, max(samples, OBSERVED))
+        form = stages.travel(road, source.model(feed), "onnx", (), {}, {})
+        told = stages.analysis(road, form, feed, samples, recipe.quantize.get("ranges", "auto"))
+        document = record.analysis_record(source, feed, form, told) | {
+            "advice": sentences(told),
+            "warnings": warnings,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        files.write(document, folder)
+    return document
 
 
 def check(model: Path, runtimes: Sequence[str]) -> list[dict]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lepton_edge import __version__, clikit
-from lepton_edge.clikit import BENCH, CONVERT, DATA, DROP, SAMPLES, TRAIN, command, emit, progress, recipe_from
+from lepton_edge.clikit import ANALYZE, BENCH, CONVERT, DATA, DROP, SAMPLES, TRAIN, command, emit, progress, recipe_from
 from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(
@@ -254,6 +254,30 @@ def inspect(model: ModelArg, *, opts: SimpleNamespace) -> None:
 
     result = api.inspect(model, progress(opts))
     emit(result, opts, lambda: show.inspection(result))
+
+
+@command(app, ANALYZE)
+def analyze(
+    model: ModelArg,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path(
+        "lepton-analysis"
+    ),
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Which layers and activations make the noise of int8, and what to do.
+
+    The SQNR at the outputs with one layer quantized, with its weights or its activations only, and with all up to it.
+    A table, worst first, a plot, JSON, CSV and advice.
+
+    Example: `lepton-edge analyze model.onnx --data calib.npz`
+    """
+    from lepton_edge import api, show
+
+    samples = opts.samples or 16
+    opts.samples = None
+    result = api.analyze(model, out, recipe_from(opts), progress(opts), samples=samples)
+    emit(result, opts, lambda: show.analysis(result, out))
 
 
 @command(app)

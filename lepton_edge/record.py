@@ -219,6 +219,29 @@ def artifact_record(art: Artifact, model: Model, figures: dict, info: dict, feed
     }
 
 
+def analysis_record(source: Source, feed: Feed, form: Model, told: dict) -> dict:
+    """What analyze.json says of a measured sensitivity (see ``analysis/measure.py``); layers get their ranks."""
+    from lepton_edge.analysis.files import with_ranks
+
+    return {
+        "schema": "lepton-edge.analysis/1",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": "analyze",
+        "kind": "measured",
+        "tool": {"name": "lepton-edge", "version": __version__},
+        "model": {
+            "name": source.art.path.name,
+            "format": source.art.format,
+            "sha256": source.art.sha256,
+            "size_bytes": source.art.size_bytes,
+        },
+        "data": {"source": Path(feed.source).name, "count": feed.count, "sha256": feed.sha256},
+        "steps": list(form.steps),
+        **told,
+        "layers": with_ranks(told["layers"]),
+    }
+
+
 def scheme(verbs: Sequence[str]) -> str:
     """The word for what was done to a model."""
     names = {"prune": "pruned", "quantize": "int8", "halve": "float16"}
