@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench as timing
-from lepton_edge import candidates, plan, record, registry, routes, run_feeds, rundir, stages
+from lepton_edge import candidates, lint, plan, record, registry, routes, run_feeds, rundir, stages
 from lepton_edge import check as runtime_check
 from lepton_edge.analysis import files
 from lepton_edge.analysis.advice import sentences
@@ -48,7 +48,9 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         source = stages.load_source(road, model)
         verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
         feeds = run_feeds.open_feeds(road, source, recipe, verbs)
+        feeds = lint.checked(road, source, feeds)
         reference = stages.reference(road, source, feeds.evaluation)
+        feeds = lint.scored(feeds, reference)
         made = candidates.make(road, source.model(feeds.evaluation), formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
@@ -97,11 +99,14 @@ def convert(
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=set(verbs) <= set(routes.LAST), ask=ask)
+        feeds = lint.checked(road, source, feeds)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
         if release:
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
         reference = stages.reference(road, source, feeds.evaluation)
+        if "quantize" in verbs:
+            feeds = lint.scored(feeds, reference)
         result, got, figures = routes.proven(road, source, start, target, verbs, options, feeds, reference)
         if release:
             runtime_check.require(result.art.path, release)

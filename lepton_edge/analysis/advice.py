@@ -11,7 +11,7 @@ GOOD_DB = 30.0  # at the outputs; classifiers lose next to no top-1 there
 FEW = 0.25  # of the layers that may make most of the noise, to be worth keeping in float
 ONE_SIDED = 0.75  # of the noise of some layers, to be called that of weights or of activations
 TELLING = 0.04  # of all noise: what brings less is not worth a sentence
-OUTLIERS = 20.0  # peak over rms; that of a normal distribution is about 5
+OUTLIERS = 15.0  # peak over rms; that of a normal distribution is about 5, of what a Relu leaves 8
 UNLIKE = 10.0  # largest over median peak of the channels
 TIMES = 4.0  # by which a site's noise exceeds that of its layer's weights, to be named
 MOST = 3  # sentences of one sort
@@ -38,8 +38,8 @@ def _verdict(total: float) -> str:
             f"{GOOD_DB:g} dB on top-1 seldom changes"
         )
     return (
-        f"all of it in int8 leaves {number(total, 1)} dB at the outputs, less than the {GOOD_DB:g} dB from which on top-1 "
-        "seldom changes"
+        f"all of it in int8 leaves {number(total, 1)} dB at the outputs, less than the {GOOD_DB:g} dB from which on "
+        "top-1 seldom changes"
     )
 
 
@@ -59,9 +59,10 @@ def _concentration(layers: Sequence[dict], total: float) -> str:
         made = sum(item["share"] for item in few)
         if made >= share and len(few) <= max(1, round(FEW * len(layers))):
             left = total - 10 * math.log10(max(1 - made, 1e-6))
-            head = f"{len(few)} of {len(layers)} layers make {percent(made)} of the noise: {_list(few)}"
+            verb = "make" if few[1:] else "makes"
+            head = f"{len(few)} of {len(layers)} layers {verb} {percent(made)} of the noise: {_list(few)}"
             fix = _fix(few) if total < GOOD_DB else "nothing has to be done about it"
-            return f"{head}; {fix} (without their noise: {number(left, 1)} dB)"
+            return f"{head}; {fix} (without it: {number(left, 1)} dB)"
     top = worst(layers, 0.0001)[0]
     return (
         f"the noise is spread over the layers (the worst, {top['name']}, makes {percent(top['share'])}): keeping a few "
@@ -98,9 +99,10 @@ def _sites(told: dict) -> list[str]:
         if layer and against:
             where += f", {number(site['share'] / against, 1)}x that of the weights of {layer['name']}"
         if ratio is not None and ratio >= OUTLIERS:
+            more = "give more samples" if told["ranges"] in ("auto", "mse") else 'set ranges = "auto" under [quantize]'
             found.append(
-                f"{where}: the largest value is {ratio:.0f}x the typical one (rms), so a few outliers set the range; "
-                "give more samples, or ranges = \"mse\" under [quantize] in a recipe; 16 bits for it help most"
+                f"{where}: the largest value is {ratio:.0f}x the typical one (rms), so few outliers set its range; "
+                f"{more}, or keep it at 16 bits"
             )
         else:
             found.append(f"{where}, with no outliers in it: only 16 bits or float there help")
@@ -116,7 +118,7 @@ def _channels(layers: Sequence[dict], said: Sequence[str]) -> list[str]:
             continue
         if layer["writes"] not in said:
             found.append(
-                f"{layer['kind']} {layer['name']}: its largest channel is {spread:.0f}x the median one, after what could "
-                "be equalized, and one range serves them all; 16-bit activations there, or a fine-tuning with weight decay"
+                f"{layer['kind']} {layer['name']}: its largest channel is {spread:.0f}x the median one, after what "
+                "could be equalized, and one range serves them all; keep its activations at 16 bits"
             )
     return found[:MOST]

@@ -31,17 +31,6 @@ def ranked(layers: list[dict]) -> list[dict]:
     return sorted(layers, key=lambda layer: layer["rank"])
 
 
-def with_ranks(layers: list[dict]) -> list[dict]:
-    """The same layers in the same order, each with its `rank`: 1 brings the most noise alone."""
-    order = sorted(range(len(layers)), key=lambda k: _quiet(layers[k]["alone_db"]))
-    places = {k: rank for rank, k in enumerate(order, 1)}
-    return [{"rank": places[k], **layer} for k, layer in enumerate(layers)]
-
-
-def _quiet(db: float | None) -> float:
-    return float("inf") if db is None else db
-
-
 def _cell(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -50,7 +50,7 @@ def run(
     used = core.take(feed, samples)
     result = measure(net, placement, grids, used, told=lambda done, total: tell(done, total, "measurements"))
     spreads = _spreads(net, placement, core.take(feed, BASED))
-    return {"samples": len(used), "observed": len(feed), **told(net, result, seen, found, spreads)}
+    return {"samples": len(used), "observed": len(feed), "ranges": ranges, **told(net, result, seen, found, spreads)}
 
 
 def told(net: Any, result: Any, seen: dict, found: dict, spreads: dict[str, float]) -> dict:

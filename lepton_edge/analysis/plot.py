@@ -35,7 +35,9 @@ def _shares(ax: Any, worst: list[dict], count: int) -> None:
     ax.barh(rows, activations, left=weights, height=0.62, color=ACTIVATIONS, hatch="///", label="activations")
     for k, layer in enumerate(worst):
         text = f"{100 * layer['share']:.1f} %"
-        ax.annotate(text, (weights[k] + activations[k], k), (5, 0), textcoords="offset points", va="center", fontsize=10)
+        ax.annotate(
+            text, (weights[k] + activations[k], k), (5, 0), textcoords="offset points", va="center", fontsize=10
+        )
     ax.set_yticks(list(rows), [shorten(layer["name"], 34) for layer in worst])
     ax.invert_yaxis()
     ax.set_xlim(0, max(max((layer["share"] for layer in worst), default=0.01) * 118, 0.1))
@@ -58,4 +60,4 @@ def _growth(ax: Any, document: dict) -> None:
     ax.margins(x=0.02, y=0.12)
     ax.grid(True, color=RULE)
     ax.set(xlabel="layer, in the order of the graph", ylabel="SQNR at the outputs, dB")
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)

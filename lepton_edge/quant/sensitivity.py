@@ -1,8 +1,8 @@
 """Where int8 costs: the noise that each layer and each activation site alone brings to a net's outputs.
 
-Everything is simulated in float: weights rounded to their grid, activations through a QDQ pair, so the figures are those
-of the numbers and not of one CPU's kernels. The net is cut into segments; what crosses the cuts is kept on disk, once
-for the float net and once for the net quantized so far, and each measurement runs only from its segment to the end.
+Everything is simulated in float: weights rounded to their grid, activations through a QDQ pair, so the figures are
+those of the numbers and not of one CPU's kernels. The net is cut into segments; what crosses the cuts is kept on disk,
+once for the float net and once for the net quantized so far, and each measurement runs from its segment to the end.
 
 Noise is a share: squared error over squared value, averaged over the outputs. Noises of separate parts add up nearly.
 """
@@ -95,8 +95,8 @@ def measure(
 ) -> Sensitivity:
     """The sensitivity of a prepared float net to the activation `grids` (by site name) and to rounded weights.
 
-    Weights are rounded to the nearest. Memory holds one sample's tensors; the disk holds what crosses one cut for all
-    samples, and one measurement a core runs at a time. Raises LeptonError where ONNX Runtime refuses the net or a sample.
+    Weights are rounded to the nearest. Memory holds one sample's tensors, once a core; the disk holds what crosses one
+    cut for all samples. Raises LeptonError where ONNX Runtime refuses the net or a sample.
     """
     parts = _Parts(net, placement, grids, weight_bits)
     segments = cut(net, placement, LAYERS)
