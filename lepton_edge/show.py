@@ -200,7 +200,7 @@ def analysis(result: dict, out: Path, most: int = 15) -> None:
     console = _console()
     layers = result["layers"]
     title = f"{result['model']['name']}: int8 leaves {_sqnr(result['total_db'])} dB at the outputs"
-    title += f", measured on {result['samples']} samples"
+    title += f" (weights rounded to the nearest, {result['samples']} samples)"
     table = _table(
         "layer", "kind", ">alone dB", ">weights dB", ">activations dB", ">all up to it dB", ">share", title=title
     )

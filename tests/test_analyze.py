@@ -50,15 +50,39 @@ def write_chain(path, spoiled=1, layers=4, channels=8):
 
 
 def measured(path, x, told=None):
+    from lepton_edge.analysis.measure import ready
     from lepton_edge.quant import core
     from lepton_edge.quant.grid import activation_grid
     from lepton_edge.quant.sensitivity import measure
 
     samples = [{"x": x[i : i + 1]} for i in range(8)]
-    net, placement = core.ready(str(path))
+    net, placement = ready(str(path))
     seen = core.observed(net, placement, samples, core.Options(), lambda *_: None)
     grids = {name: activation_grid(o.low, o.high) for name, o in seen.items()}
     return net, placement, grids, samples, measure(net, placement, grids, samples, told=told)
+
+
+def write_attention(path):
+    """One head of attention with a residual sum: only its products with weights are quantized."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(2)
+    weights = [numpy_helper.from_array(rng.normal(size=(8, 8)).astype(np.float32) / 3, f"{n}.weight") for n in "qkvo"]
+    nodes = [
+        *(helper.make_node("MatMul", ["x", f"{n}.weight"], [n]) for n in "qkv"),
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "v"], ["mixed"]),
+        helper.make_node("MatMul", ["mixed", "o.weight"], ["out"]),
+        helper.make_node("Add", ["out", "x"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4, 8]) for n in "xy"]
+    graph = helper.make_graph(nodes, "attention", ports[:1], ports[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return rng.normal(size=(8, 4, 8)).astype(np.float32)
 
 
 def test_the_spoiled_layer_is_the_worst_and_its_weights_are_why(tmp_path):
@@ -84,7 +108,8 @@ def test_noise_adds_up_and_ends_at_that_of_the_whole(tmp_path):
         assert 0.2 < item.alone / (item.weights + item.activations) < 5
 
 
-def test_the_whole_is_what_the_quantized_model_does(tmp_path):
+@pytest.mark.parametrize("write", [write_chain, write_attention])
+def test_the_whole_is_what_the_quantized_model_does(tmp_path, write):
     """The simulation against the emitted QDQ graph with the same numbers, run without any fusion."""
     from lepton_edge.quant.emit import emit
     from lepton_edge.quant.grid import quantize, weight_grid
@@ -92,7 +117,7 @@ def test_the_whole_is_what_the_quantized_model_does(tmp_path):
     from lepton_edge.quant.spec import QuantSpec
     from lepton_edge.quant.tap import Runner
 
-    x = write_chain(tmp_path / "m.onnx")
+    x = write(tmp_path / "m.onnx")
     net, placement, grids, samples, got = measured(tmp_path / "m.onnx", x)
     weights = {}
     for layer in placement.layers:
@@ -102,6 +127,7 @@ def test_the_whole_is_what_the_quantized_model_does(tmp_path):
         weights[layer.y] = quantize(w, grid), grid
     made = Runner(emit(net, QuantSpec(placement, grids, weights)), net.outputs, plain=True)
     real = Runner(net)
+    assert placement.local == (write is write_attention)
     noise = distance([real.run(s) for s in samples], [made.run(s) for s in samples])
     assert got.total == pytest.approx(noise, rel=0.05)
 
@@ -118,19 +144,26 @@ def told(layers, sites=(), total=15.0, ranges="auto"):
 
 
 def site(name, share, layer, ratio):
-    return {"name": name, "share": share, "layer": layer, "peak_over_rms": ratio, "noise_db": 20.0}
+    return {
+        "name": name,
+        "share": share,
+        "layer": layer,
+        "peak_over_rms": ratio,
+        "noise_db": 20.0,
+        "input": layer == "c",
+    }
 
 
 def test_advice_names_the_few_layers_that_make_the_noise():
     rest = [layer(f"l{k}", 0.01) for k in range(15)]
     said = sentences(told([layer("a", 0.5, 0.1), layer("b", 0.35, 0.1), *rest]))
     assert "less than the 30 dB" in said[0]
-    assert "2 of 17 layers make 85.0 % of the noise: a, b; it comes from their activations" in said[1]
-    assert "without it: 23.2 dB" in said[1]
+    assert "2 of 17 layers make 85.0 % of the noise: a, b; most of it is that of activations" in said[1]
+    assert "without that noise: 23.2 dB" in said[1]
     said = sentences(told([layer("a", 0.85, 0.9), *rest]))
-    assert "it comes from their weights" in said[1]
-    spread = sentences(told([layer(f"l{k}", 0.1) for k in range(10)]))
-    assert spread[1].startswith("the noise is spread over the layers")
+    assert "most of it is that of weights" in said[1]
+    spread = sentences(told([layer(f"l{k}", 0.1, 0.7) for k in range(10)]))
+    assert spread[1].startswith("the noise is spread over the layers") and "weights make 70.0 % of it" in spread[1]
 
 
 def test_advice_on_activations_with_outliers_and_on_unlike_channels():
@@ -139,6 +172,8 @@ def test_advice_on_activations_with_outliers_and_on_unlike_channels():
     assert "activations 't' alone make 19.0 % of the noise, 19.0x that of the weights of a" in text
     assert "the largest value is 40x the typical one" in text and "give more samples" in text
     assert "depthwise conv b: its largest channel is 44x the median one" in text
+    text = "\n".join(sentences(told([*layers[:2], layer("c", 0.5, 0.01)], [site("x", 0.49, "c", 5.0)])))
+    assert "the input 'x' alone makes 49.0 % of the noise" in text and "no outliers" in text
     text = "\n".join(sentences(told(layers, [site("t", 0.19, "a", 40.2)], ranges="minmax")))
     assert 'set ranges = "auto"' in text
 

@@ -11,7 +11,7 @@ GOOD_DB = 30.0  # at the outputs; classifiers lose next to no top-1 there
 FEW = 0.25  # of the layers that may make most of the noise, to be worth keeping in float
 ONE_SIDED = 0.75  # of the noise of some layers, to be called that of weights or of activations
 TELLING = 0.04  # of all noise: what brings less is not worth a sentence
-OUTLIERS = 15.0  # peak over rms; that of a normal distribution is about 5, of what a Relu leaves 8
+OUTLIERS = 10.0  # peak over rms; that of a normal distribution is about 5, of what a Relu leaves 8
 UNLIKE = 10.0  # largest over median peak of the channels
 TIMES = 4.0  # by which a site's noise exceeds that of its layer's weights, to be named
 MOST = 3  # sentences of one sort
@@ -38,8 +38,8 @@ def _verdict(total: float) -> str:
             f"{GOOD_DB:g} dB on top-1 seldom changes"
         )
     return (
-        f"all of it in int8 leaves {number(total, 1)} dB at the outputs, less than the {GOOD_DB:g} dB from which on "
-        "top-1 seldom changes"
+        f"all of it in int8 leaves {number(total, 1)} dB at the outputs with plain rounding, less than the {GOOD_DB:g} "
+        "dB from which on top-1 seldom changes; 'quantize' rounds better, so see its figures first"
     )
 
 
@@ -62,11 +62,15 @@ def _concentration(layers: Sequence[dict], total: float) -> str:
             verb = "make" if few[1:] else "makes"
             head = f"{len(few)} of {len(layers)} layers {verb} {percent(made)} of the noise: {_list(few)}"
             fix = _fix(few) if total < GOOD_DB else "nothing has to be done about it"
-            return f"{head}; {fix} (without it: {number(left, 1)} dB)"
+            return f"{head}; {fix} (without that noise: {number(left, 1)} dB)"
     top = worst(layers, 0.0001)[0]
+    weights = sum(item["weights_share"] for item in layers)
+    side = f'weights make {percent(weights)} of it, and preset = "best" under [quantize] rounds them with most care'
+    if weights < 0.5:
+        side = f"activations make {percent(1 - weights)} of it, so 16 bits for all of them help"
     return (
-        f"the noise is spread over the layers (the worst, {top['name']}, makes {percent(top['share'])}): keeping a few "
-        "in float gains little"
+        f"the noise is spread over the layers (the worst, {top['name']}, makes {percent(top['share'])}), so keeping a "
+        f"few in float gains little; {side if total < GOOD_DB else 'nothing has to be done about it'}"
     )
 
 
@@ -79,10 +83,10 @@ def _fix(few: Sequence[dict]) -> str:
     weights, activations = (sum(item[f"{side}_share"] for item in few) for side in ("weights", "activations"))
     both = weights + activations
     if activations >= ONE_SIDED * both:
-        return "it comes from their activations: keep those at 16 bits, or the layers in float"
+        return "most of it is that of activations: keep those at 16 bits, or the layers in float"
     if weights >= ONE_SIDED * both:
-        return "it comes from their weights: preset 'best' rounds them with more samples, else keep the layers in float"
-    return "weights and activations both count: keep the layers in float"
+        return 'most of it is that of weights: try preset = "best" under [quantize], else keep the layers in float'
+    return "weights and activations both count: keep these layers in float"
 
 
 def _sites(told: dict) -> list[str]:
@@ -95,7 +99,10 @@ def _sites(told: dict) -> list[str]:
         if site["share"] < TELLING or site["share"] < TIMES * against or site["noise_db"] is None:
             continue
         ratio = site["peak_over_rms"]
-        where = f"activations '{site['name']}' alone make {percent(site['share'])} of the noise"
+        what = (
+            f"the input '{site['name']}' alone makes" if site["input"] else f"activations '{site['name']}' alone make"
+        )
+        where = f"{what} {percent(site['share'])} of the noise"
         if layer and against:
             where += f", {number(site['share'] / against, 1)}x that of the weights of {layer['name']}"
         if ratio is not None and ratio >= OUTLIERS:
@@ -105,7 +112,7 @@ def _sites(told: dict) -> list[str]:
                 f"{more}, or keep it at 16 bits"
             )
         else:
-            found.append(f"{where}, with no outliers in it: only 16 bits or float there help")
+            found.append(f"{where}, and it has no outliers: only 16 bits or float there help")
     return found[:MOST]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, silent
 
 REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20")
@@ -40,7 +42,7 @@ def run(
     tell = progress or silent
     feed = Samples(data, _inputs(src), max(samples, OBSERVED), seed, src)
     options = core.Options(core.PRESETS["fast"], ranges="mse" if ranges == "auto" else ranges, seed=seed)
-    net, placement = core.ready(src)
+    net, placement = ready(src)
     if not placement.local:
         few = core.take(feed, BASED)
         net = core.equalized(core.rebased(net, placement, few, seed), placement, few)
@@ -51,6 +53,21 @@ def run(
     result = measure(net, placement, grids, used, told=lambda done, total: tell(done, total, "measurements"))
     spreads = _spreads(net, placement, core.take(feed, BASED))
     return {"samples": len(used), "observed": len(feed), "ranges": ranges, **told(net, result, seen, found, spreads)}
+
+
+def ready(src: str) -> tuple[Any, Any]:
+    """The net of an ONNX file and what of it is quantized. Raises LeptonError as `prepare` does, and for nothing."""
+    from lepton_edge.quant.place import place
+    from lepton_edge.quant.prepare import prepare
+
+    net = prepare(src)
+    placement = place(net)
+    if not placement.layers:
+        raise LeptonError(
+            f"{Path(src).name}: nothing in it can be quantized to int8",
+            "it has no convolution or product with constant float32 weights; keep it float",
+        )
+    return net, placement
 
 
 def told(net: Any, result: Any, seen: dict, found: dict, spreads: dict[str, float]) -> dict:
@@ -84,6 +101,7 @@ def told(net: Any, result: Any, seen: dict, found: dict, spreads: dict[str, floa
         {
             "name": item.site.name,
             "tensors": list(item.site.tensors),
+            "input": item.site.name in net.inputs,
             "layer": names.get(item.owner),
             "noise_db": _db(item.noise),
             "share": item.noise / whole if whole else 0.0,

@@ -84,7 +84,13 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
     tell = told or (lambda done, total, what: None)
     if not len(samples):
         raise LeptonError("no calibration samples", "give at least one; 100 to 500 are usual")
-    net, placement = ready(path)
+    net = prepare(path)
+    placement = place(net)
+    if not placement.layers:
+        raise LeptonError(
+            f"{Path(path).name}: nothing in it can be quantized to int8",
+            "it has no convolution or product with constant float32 weights; keep it float",
+        )
     preset = options.preset
     if not placement.local:
         net = rebased(net, placement, take(samples, preset.based), options.seed)
@@ -108,18 +114,6 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
     }
     return Quantized(made, spec, figures)
-
-
-def ready(path: str) -> tuple[Net, Placement]:
-    """The net of an ONNX file, and what of it is quantized. Raises LeptonError as `prepare` does, and for nothing."""
-    net = prepare(path)
-    placement = place(net)
-    if not placement.layers:
-        raise LeptonError(
-            f"{Path(path).name}: nothing in it can be quantized to int8",
-            "it has no convolution or product with constant float32 weights; keep it float",
-        )
-    return net, placement
 
 
 def take(samples: Sequence[Sample], most: int) -> list[Sample] | Sequence[Sample]:

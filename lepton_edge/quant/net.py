@@ -110,7 +110,7 @@ def to_proto(net: Net, extra_outputs: Iterable[str] = ()) -> Any:
     model.graph.node.extend(net.nodes)
     for name, array in net.consts.items():
         if name in used:
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in net.outputs)
     return model
 
