@@ -15,6 +15,7 @@ from lepton_edge import candidates, lint, plan, record, registry, routes, run_fe
 from lepton_edge import check as runtime_check
 from lepton_edge.analysis import files
 from lepton_edge.analysis.advice import sentences
+from lepton_edge.analysis.measure import OBSERVED
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.conversion import Conversion, step_options
 from lepton_edge.device import get_device
@@ -24,7 +25,6 @@ from lepton_edge.progress import Silent
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
 
-OBSERVED = 64  # samples that an analysis takes its ranges from
 TARGETS = ("tflite", "onnx", "openvino")
 
 
@@ -275,10 +275,10 @@ def analyze(model: Path, out: Path, recipe: Recipe, progress: Silent | None = No
         source = stages.load_source(road, model)
         feed, warnings = run_feeds.open_calibration(road, source, recipe, max(samples, OBSERVED))
         form = stages.travel(road, source.model(feed), "onnx", (), {}, {})
-        told = stages.analysis(road, form, feed, samples, recipe.quantize.get("ranges", "auto"))
+        told = stages.analysis(road, model.name, form, feed, samples, recipe.quantize.get("ranges", "auto"))
         document = record.analysis_record(source, feed, form, told) | {
             "advice": sentences(told),
-            "warnings": warnings,
+            "warnings": [*warnings, *lint.alone(road, source, feed)],
             "seconds": round(time.monotonic() - start, 1),
         }
         files.write(document, folder)

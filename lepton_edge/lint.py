@@ -51,6 +51,11 @@ def scored(feeds: Feeds, reference: Answers) -> Feeds:
     return replace(feeds, warnings=(*feeds.warnings, *found))
 
 
+def alone(road: Road, source: Source, calibration: Feed) -> list[str]:
+    """What is doubtful about calibration samples that no others stand beside."""
+    return [*_repeated(_hashes(calibration)), *_blank(calibration), *normalised(road, source, calibration)]
+
+
 def between(calibration: Feed, evaluation: Feed) -> list[str]:
     """What is doubtful about the calibration samples alone, and beside evaluation samples from another place."""
     hashes = _hashes(calibration)

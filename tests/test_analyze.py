@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lepton_edge.analysis.advice import sentences, worst
 from lepton_edge.cli import app
+from lepton_edge.feeds import feed_from_arrays
 
 RNG = np.random.default_rng(0)
 
@@ -210,6 +211,13 @@ def test_what_cannot_be_analyzed_is_said_in_one_line(tmp_path):
     model, data = str(tmp_path / "m.onnx"), ["--data", str(tmp_path / "x.npy")]
     done = CliRunner().invoke(app, ["analyze", model])
     assert done.exit_code == 1 and "no samples were given" in done.output
+    from lepton_edge.passes import quantize_onnx
+
+    feed = feed_from_arrays({"x": np.ones((4, 3), np.float32)}, None, tmp_path / "feed", source="test")
+    quantize_onnx.run(model, str(tmp_path / "q.onnx"), data=str(feed.folder), preset="fast")
+    done = CliRunner().invoke(app, ["analyze", str(tmp_path / "q.onnx"), *data, "--out", str(tmp_path / "no")])
+    assert done.exit_code == 1 and "q.onnx is quantized already" in done.output
+    assert not (tmp_path / "no").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     done = CliRunner().invoke(app, ["analyze", model, *data, "--out", str(tmp_path / "full")])

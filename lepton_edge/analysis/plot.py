@@ -17,16 +17,17 @@ def write_plot(document: dict, folder: Path) -> list[Path]:
     worst = sorted(document["layers"], key=lambda layer: -layer["share"])[:ROWS]
     with figure(150 + 24 * len(worst) + 250) as fig:
         above, below = fig.subplots(2, 1, height_ratios=[24 * len(worst) + 70, 250])
-        _shares(above, worst, len(document["layers"]))
+        _shares(above, worst)
         _growth(below, document)
-        fig.suptitle(shorten(document["model"]["name"], 50), fontsize=12.5, color=INK, x=0.01, ha="left")
+        title = f"{shorten(document['model']['name'], 40)}: the worst {len(worst)} of {len(document['layers'])} layers"
+        fig.suptitle(title, fontsize=12.5, color=INK, x=0.01, ha="left")
         paths = [folder / "analyze.png", folder / "analyze.svg"]
         fig.savefig(paths[0], dpi=DPI, facecolor=PAPER, metadata={"Software": None})
         fig.savefig(paths[1], facecolor=PAPER, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return paths
 
 
-def _shares(ax: Any, worst: list[dict], count: int) -> None:
+def _shares(ax: Any, worst: list[dict]) -> None:
     """A bar a layer: the part of all noise that its weights make, then its activations."""
     rows = range(len(worst))
     weights = [100 * layer["weights_share"] for layer in worst]
@@ -42,7 +43,7 @@ def _shares(ax: Any, worst: list[dict], count: int) -> None:
     ax.invert_yaxis()
     ax.set_xlim(0, max(max((layer["share"] for layer in worst), default=0.01) * 118, 0.1))
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel(f"share of the noise at the outputs, % (the worst {len(worst)} of {count} layers)")
+    ax.set_xlabel("share of the noise at the outputs, %")
     ax.legend(loc="lower right")
 
 
