@@ -86,6 +86,39 @@ def write_attention(path):
     return rng.normal(size=(8, 4, 8)).astype(np.float32)
 
 
+def write_two_outputs(path):
+    """An early output beside the last one, and two layers that share a weight."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(3)
+    consts = [
+        numpy_helper.from_array(rng.normal(size=shape).astype(np.float32) / 3, name)
+        for name, shape in (("a.weight", (4, 3, 3, 3)), ("b.weight", (4, 4, 3, 3)), ("c.weight", (4, 4)))
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "a.weight"], ["early"], pads=[1] * 4),
+        helper.make_node("Relu", ["early"], ["r0"]),
+        *(
+            node
+            for k in range(4)
+            for node in (
+                helper.make_node("Conv", [f"r{k}", "b.weight"], [f"c{k}"], pads=[1] * 4),
+                helper.make_node("Relu", [f"c{k}"], [f"r{k + 1}"]),
+            )
+        ),
+        helper.make_node("GlobalAveragePool", ["r4"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "c.weight"], ["y"]),
+    ]
+    shapes = {"x": [1, 3, 6, 6], "early": [1, 4, 6, 6], "y": [1, 4]}
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph(nodes, "two", ports[:1], ports[1:], consts)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return rng.normal(size=(8, 3, 6, 6)).astype(np.float32)
+
+
 def test_the_spoiled_layer_is_the_worst_and_its_weights_are_why(tmp_path):
     x = write_chain(tmp_path / "m.onnx")
     *_, got = measured(tmp_path / "m.onnx", x)
@@ -109,7 +142,7 @@ def test_noise_adds_up_and_ends_at_that_of_the_whole(tmp_path):
         assert 0.2 < item.alone / (item.weights + item.activations) < 5
 
 
-@pytest.mark.parametrize("write", [write_chain, write_attention])
+@pytest.mark.parametrize("write", [write_chain, write_attention, write_two_outputs])
 def test_the_whole_is_what_the_quantized_model_does(tmp_path, write):
     """The simulation against the emitted QDQ graph with the same numbers, run without any fusion."""
     from lepton_edge.quant.emit import emit
