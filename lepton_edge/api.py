@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench as timing
-from lepton_edge import candidates, plan, record, registry, rescue, routes, run_feeds, rundir, stages
+from lepton_edge import candidates, lint, plan, record, registry, rescue, routes, run_feeds, rundir, stages
 from lepton_edge import check as runtime_check
+from lepton_edge.analysis import files
+from lepton_edge.analysis.advice import sentences
+from lepton_edge.analysis.measure import OBSERVED
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.conversion import Conversion, step_options
 from lepton_edge.device import get_device
@@ -45,7 +48,9 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         source = stages.load_source(road, model)
         verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
         feeds = run_feeds.open_feeds(road, source, recipe, verbs)
+        feeds = lint.checked(road, source, feeds)
         reference = stages.reference(road, source, feeds.evaluation)
+        feeds = lint.scored(feeds, reference)
         made = candidates.make(road, source.model(feeds.evaluation), formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
@@ -96,11 +101,14 @@ def convert(
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=set(verbs) <= set(routes.LAST), ask=ask)
+        feeds = lint.checked(road, source, feeds)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
         if release:
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
         reference = stages.reference(road, source, feeds.evaluation)
+        if "quantize" in verbs:
+            feeds = lint.scored(feeds, reference)
         rungs = None
         if max_drop is not None and "quantize" in verbs and feeds.labels() is not None:
             tried = rescue.climb(road, source, start, target, verbs, options, feeds, reference, max_drop)
@@ -277,6 +285,33 @@ def inspect(model: Path, progress: Silent | None = None) -> dict:
         "size_bytes": art.size_bytes,
         **facts,
     }
+
+
+def analyze(model: Path, out: Path, recipe: Recipe, progress: Silent | None = None, *, samples: int = 16) -> dict:
+    """How sensitive a model is to int8: noise at the outputs by layer and activation, ranked, with advice.
+
+    Measured on ``samples`` samples, on the ONNX form of the model, as quantizing to int8 prepares it. Writes the folder
+    ``out`` (analyze.json, analyze.csv, analyze.png, analyze.svg) and returns what analyze.json holds.
+    """
+    start = time.monotonic()
+    rundir.check(out, files.MARK)
+    format_ = detect(model)
+    stages.require_extras("analyze", format_, ("onnx",), [()])
+    with (
+        rundir.publishing(out, files.MARK) as folder,
+        stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
+    ):
+        source = stages.load_source(road, model)
+        feed, warnings = run_feeds.open_calibration(road, source, recipe, max(samples, OBSERVED))
+        form = stages.travel(road, source.model(feed), "onnx", (), {}, {})
+        told = stages.analysis(road, model.name, form, feed, samples, recipe.quantize.get("ranges", "auto"))
+        document = record.analysis_record(source, feed, form, told) | {
+            "advice": sentences(told),
+            "warnings": [*warnings, *lint.alone(road, source, feed)],
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        files.write(document, folder)
+    return document
 
 
 def check(model: Path, runtimes: Sequence[str]) -> list[dict]:

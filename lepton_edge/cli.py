@@ -10,6 +10,7 @@ import typer
 
 from lepton_edge import __version__, clikit
 from lepton_edge.clikit import (
+    ANALYZE,
     BENCH,
     CONVERT,
     DATA,
@@ -267,6 +268,30 @@ def inspect(model: ModelArg, *, opts: SimpleNamespace) -> None:
 
     result = api.inspect(model, progress(opts))
     emit(result, opts, lambda: show.inspection(result))
+
+
+@command(app, ANALYZE)
+def analyze(
+    model: ModelArg,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path(
+        "lepton-analysis"
+    ),
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Which layers and activations make the noise of int8, and what to do.
+
+    The SQNR at the outputs with one layer quantized, with its weights or its activations only, and with all up to it.
+    A table, worst first, a plot, JSON, CSV and advice.
+
+    Example: `lepton-edge analyze model.onnx --data calib.npz`
+    """
+    from lepton_edge import api, show
+
+    samples = opts.samples or 16
+    opts.samples = None
+    result = api.analyze(model, out, recipe_from(opts), progress(opts), samples=samples)
+    emit(result, opts, lambda: show.analysis(result, out))
 
 
 @command(app)

@@ -98,6 +98,13 @@ SAMPLES: Group = {k: v for k, v in DATA.items() if k != "samples"} | {
         None,
     ),
 }
+#: For the command that measures no accuracy.
+ANALYZE: Group = {k: v for k, v in DATA.items() if k != "evaluation"} | {
+    "samples": (
+        Annotated[int | None, typer.Option("--samples", min=1, help="Samples to measure the noise on (16).")],
+        None,
+    ),
+}
 TRAIN: Group = {
     "train": (
         Annotated[

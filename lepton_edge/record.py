@@ -16,6 +16,7 @@ from lepton_edge.candidates import Candidate
 from lepton_edge.choose import choose
 from lepton_edge.device import Device
 from lepton_edge.errors import UsageError
+from lepton_edge.feeds import Feed
 from lepton_edge.launch import python_path
 from lepton_edge.recipe import Recipe
 from lepton_edge.run_feeds import Feeds
@@ -70,7 +71,8 @@ def run_record(
             "reason": reasons[row["name"]],
         }
     machine = host()
-    warnings = [*feeds.warnings, *_doubts(machine, base, rows, device)]
+    told = any("guessing reaches" in w for w in feeds.warnings)  # of its accuracy, by lint.py
+    warnings = [*feeds.warnings, *_doubts(machine, None if told else base, rows, device)]
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -217,6 +219,38 @@ def artifact_record(art: Artifact, model: Model, figures: dict, info: dict, feed
         "warnings": list(feeds.warnings),
         **figures,
     }
+
+
+def analysis_record(source: Source, feed: Feed, form: Model, told: dict) -> dict:
+    """What analyze.json says of a measured sensitivity (see ``analysis/measure.py``); layers get their ranks."""
+    return {
+        "schema": "lepton-edge.analysis/1",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": "analyze",
+        "kind": "measured",
+        "tool": {"name": "lepton-edge", "version": __version__},
+        "model": {
+            "name": source.art.path.name,
+            "format": source.art.format,
+            "sha256": source.art.sha256,
+            "size_bytes": source.art.size_bytes,
+        },
+        "data": {"source": Path(feed.source).name, "count": feed.count, "sha256": feed.sha256},
+        "steps": list(form.steps),
+        **told,
+        "layers": _with_ranks(told["layers"]),
+    }
+
+
+def _with_ranks(layers: list[dict]) -> list[dict]:
+    """The same layers in the same order, each with its `rank`: 1 brings the most noise alone."""
+    order = sorted(range(len(layers)), key=lambda k: _quiet(layers[k]["alone_db"]))
+    places = {k: rank for rank, k in enumerate(order, 1)}
+    return [{"rank": places[k], **layer} for k, layer in enumerate(layers)]
+
+
+def _quiet(db: float | None) -> float:
+    return float("inf") if db is None else db
 
 
 def scheme(verbs: Sequence[str]) -> str:

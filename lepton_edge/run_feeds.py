@@ -96,6 +96,19 @@ def open_feeds(
     return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))
 
 
+def open_calibration(road: Road, source: Source, recipe: Recipe, limit: int) -> tuple[Feed, list[str]]:
+    """Up to ``limit`` calibration samples alone, for what measures no accuracy; and what is doubtful about them."""
+    path = recipe.data.calibration or recipe.data.evaluation
+    if path is None:
+        raise LeptonError("no samples were given", "name a .npz, .npy or image folder with --data")
+    road.progress.stage(f"reading calibration samples from {Path(path).name}")
+    preprocess, seed = from_dict(recipe.preprocess), recipe.compress.seed
+    opened = open_data(Path(path), source.inputs, preprocess, limit=limit, role="calibration", seed=seed)
+    feed = write_feed(opened, road.folder("calibration") / "feed", road.progress.update)
+    own = "are used, evenly spread"  # the limit is ours, so nothing to be told of
+    return feed, [f"calibration data: {note}" for note in opened.notes if not note.endswith(own)]
+
+
 def _check_sizes(calibration: Feed, evaluation: Feed) -> None:
     """Free dimensions are fixed to the sizes of the samples, so all the samples have to have the same."""
     for name in evaluation.inputs:

@@ -210,6 +210,33 @@ def comparison(result: dict) -> None:
     warnings(result["warnings"])
 
 
+def analysis(result: dict, out: Path, most: int = 15) -> None:
+    """Layers by the noise they bring alone, worst first, and what to do about it."""
+    from lepton_edge.analysis.files import ranked
+
+    console = _console()
+    layers = result["layers"]
+    title = f"{result['model']['name']}: int8 leaves {_sqnr(result['total_db'])} dB at the outputs"
+    title += f" (weights rounded to the nearest, {result['samples']} samples)"
+    table = _table(
+        "layer", "kind", ">alone dB", ">weights dB", ">activations dB", ">all up to it dB", ">share", title=title
+    )
+    for layer in ranked(layers)[:most]:
+        figures = (layer[f"{key}_db"] for key in ("alone", "weights", "activations", "accumulated"))
+        table.add_row(shorten(layer["name"]), layer["kind"], *map(_sqnr, figures), percent(layer["share"]))
+    console.print(table)
+    if len(layers) > most:
+        _line(console, f"and {len(layers) - most} layers with less noise: see analyze.csv", style="dim")
+    for line in result["advice"]:
+        _line(console, f"- {line}")
+    warnings(result["warnings"])
+    _line(console, f"plot: {out / 'analyze.png'}")
+
+
+def _sqnr(value: float | None) -> str:
+    return "no noise" if value is None else number(value, 1)
+
+
 def inspection(facts: dict) -> None:
     """What is in a model file."""
     console = _console()

@@ -322,6 +322,23 @@ def reference(road: Road, source: Source, feed: Feed) -> Answers:
     return got
 
 
+def analysis(road: Road, name: str, model: Model, feed: Feed, samples: int, ranges: str) -> dict:
+    """The sensitivity of an ONNX model to int8, measured in a worker; see ``analysis/measure.py``.
+
+    ``name`` is that of the user's own file, for errors.
+    """
+    file = registry.PACKAGE / "analysis" / "measure.py"
+    own = _feed_for(road, model, feed)
+    road.progress.stage(f"measuring the noise of each layer on {min(samples, feed.count)} samples")
+    worker = road.workers.get("analyzing the model")
+    options = {"data": python_path(own.folder), "samples": samples, "ranges": ranges, "seed": road.seed}
+    src = python_path(model.art.path)
+    try:
+        return worker.call("step", road.progress.update, file=python_path(file), src=src, dst="", options=options)
+    except LeptonError as e:
+        raise type(e)(e.message.replace(model.art.path.name, name), e.hint) from e
+
+
 def judge(reference: Answers, candidate: Answers, labels: Any | None) -> dict:
     """Parity with the reference, and accuracy with its drop in points where there are labels."""
     figures: dict[str, Any] = {

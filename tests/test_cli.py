@@ -31,6 +31,7 @@ COMMANDS = [
         "bench",
         "compare",
         "inspect",
+        "analyze",
         "report",
         "list",
         "doctor",
