@@ -19,7 +19,7 @@ from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.search import distance, search
 from lepton_edge.quant.solve import Effort, solve
 from lepton_edge.quant.spec import QuantSpec
-from lepton_edge.quant.tap import Runner, Sample, each
+from lepton_edge.quant.tap import Runner, Sample, each, finite
 
 Told = Callable[[int, int, str], None]
 TYPICAL = 300_000_000  # MobileNetV2 at 224 x 224
@@ -245,7 +245,12 @@ def _rows(net: Net, stream: streams.Stream, samples: Sequence[Sample], seed: int
     """Channel vectors [positions, channels] of a stream's tensors."""
     rng = np.random.default_rng(seed)
     rows: list[np.ndarray] = []
-    each(net, stream.tensors, samples, lambda _, value: rows.append(streams.vectors(stream, value, ROWS, rng)))
+    each(
+        net,
+        stream.tensors,
+        samples,
+        lambda name, value: rows.append(finite(name, streams.vectors(stream, value, ROWS, rng))),
+    )
     return np.concatenate(rows)
 
 
@@ -271,12 +276,7 @@ def observed(
 
     def note(tensor: str, value: np.ndarray) -> None:
         site = site_of[tensor]
-        try:
-            seen[site.name].add(value)
-        except ValueError as error:
-            raise LeptonError(
-                f"tensor '{tensor}' {error} for a calibration sample", "check the samples and their preprocessing"
-            ) from error
+        seen[site.name].add(finite(tensor, value))
         if seen[site.name].samples <= len(samples) // 2 * len(site.tensors):
             early[site.name] = seen[site.name].high - seen[site.name].low
 

@@ -18,7 +18,7 @@ import numpy as np
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.place import Layer, Placement, clip_limits
 from lepton_edge.quant.prepare import set_bias
-from lepton_edge.quant.tap import Sample, each
+from lepton_edge.quant.tap import Sample, each, finite
 
 PASSES = {"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "Dropout"}
 MOST = 1e3  # factors are kept within 1 / MOST .. MOST
@@ -124,7 +124,7 @@ def extremes(net: Net, families: list[Family], samples: Iterable[Sample]) -> dic
 
     def take(name: str, value: np.ndarray) -> None:
         rows = np.moveaxis(value, 1 if image[name] else -1, 0)
-        high = np.abs(rows.reshape(rows.shape[0], -1)).max(1)
+        high = finite(name, np.abs(rows.reshape(rows.shape[0], -1)).max(1))
         peaks[name] = np.maximum(peaks[name], high) if name in peaks else high
 
     each(net, list(image), samples, take)

@@ -16,7 +16,7 @@ import numpy as np
 
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.place import Layer, Placement
-from lepton_edge.quant.tap import Sample, each
+from lepton_edge.quant.tap import Sample, each, finite
 
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 GAIN_DB = 1.5  # less than this is not worth an operator
@@ -52,7 +52,7 @@ def smoothed(net: Net, placement: Placement, samples: Iterable[Sample], bits: tu
     def take(name: str, value: np.ndarray) -> None:
         if name not in seen:
             seen[name] = Channels(np.zeros(value.shape[-1]), np.zeros(value.shape[-1]), np.zeros(value.shape[-1]))
-        seen[name].add(value)
+        seen[name].add(finite(name, value))
 
     each(net, list(readers), samples, take)
     made = net.copy()

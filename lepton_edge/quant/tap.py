@@ -124,6 +124,16 @@ def each(
                 told(done // len(made))
 
 
+def finite(tensor: str, value: np.ndarray) -> np.ndarray:
+    """`value` of a tensor for a sample. Raises LeptonError where it holds NaN or infinity."""
+    if not np.isfinite(value).all():
+        raise LeptonError(
+            f"tensor '{tensor}' holds NaN or infinity for a calibration sample",
+            "check the samples and their preprocessing",
+        )
+    return value
+
+
 def answers(net: Net, samples: Iterable[Sample], **options: Any) -> Iterator[list[np.ndarray]]:
     """The net's float outputs for each sample."""
     runner = Runner(net, **options)
