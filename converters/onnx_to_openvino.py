@@ -30,7 +30,8 @@ def run(
     `input_shapes` ("ids=1,128;mask=1,128") gives sizes to free dimensions; a free leading one that it leaves out
     becomes `fixed_batch` (0 leaves it free); `input_values` ("sr=16000") makes inputs constants, which stay in the
     signature. Quantized weights stay int8 or int4; products that round their activations at run time become ones with
-    integer weights, whose activations the CPU plugin rounds in groups. Raises LeptonError for a model that OpenVINO cannot read or reshape.
+    integer weights, whose activations the CPU plugin rounds in groups. Raises LeptonError for a model that OpenVINO
+    cannot read or reshape.
     """
     import openvino as ov
 

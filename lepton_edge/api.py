@@ -19,6 +19,7 @@ from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.inspect_model import inspector_files
 from lepton_edge.progress import Silent
+from lepton_edge.quant import schemes
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
 
@@ -36,8 +37,8 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     threads = record.threads(recipe, device)
     asked = targets(recipe.compress.to)
     formats = asked or targets(device.formats or TARGETS)
-    schemes = [verbs for _, verbs in candidates.schemes(recipe)]
-    stages.require_extras("compress", detect(model), formats, schemes, all_of_them=bool(asked))
+    ways = [verbs for _, verbs in candidates.schemes(recipe)]
+    stages.require_extras("compress", detect(model), formats, ways, all_of_them=bool(asked))
     with (
         rundir.publishing(out) as folder,
         stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
@@ -84,7 +85,9 @@ def convert(
     art = open_artifact(model)
     release = runtime_check.release(ask.runtime) if ask.runtime else None
     verbs = (*verbs, *(["halve"] if ask.dtype == "float16" else []), *(["fit"] if release else []))
-    out = out or Path(f"{model.stem}{'.' + record.scheme(verbs) if verbs else ''}{suffix(target)}")
+    if "quantize" in verbs:
+        schemes.require(recipe.quantize, target)
+    out = out or Path(f"{model.stem}{'.' + record.scheme(verbs, recipe.quantize) if verbs else ''}{suffix(target)}")
     if out.resolve() == model.resolve():
         raise UsageError(f"{out}: the output would overwrite the model itself", "choose another file with --out")
     check_place(out, target)
@@ -93,7 +96,8 @@ def convert(
     stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
-        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=set(verbs) <= set(routes.LAST), ask=ask)
+        seeded = "prune" not in verbs and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
+        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
         if release:
             options["fit"] = runtime_check.fit_options(release, target)
@@ -104,12 +108,16 @@ def convert(
             runtime_check.require(result.art.path, release)
         written = copy_artifact(result.art, out)
         facts = record.inspect_model(road, written) if written.format in inspector_files() else {"operators": {}}
-    made = record.artifact_record(written, result, figures, got.info, feeds)
+    made = record.artifact_record(written, result, figures, got.info, feeds, recipe.quantize)
     return made | {"transposes": routes.transposes(facts), "operators": facts["operators"]}
 
 
 def quantize(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
-    """Static int8 post-training quantization; the format stays unless ``target`` says otherwise."""
+    """Post-training quantization by the recipe's scheme; the format stays unless ``target`` says otherwise."""
+    if schemes.verb(recipe.quantize) == "halve":
+        own = detect(model)
+        ask = Conversion(dtype="float16")
+        return convert(model, target or (own if own in TARGETS else TARGETS[0]), out, recipe, progress, ask=ask)
     return _with_verb("quantize", model, target, out, recipe, progress)
 
 

@@ -134,13 +134,25 @@ def _check_drop(made: dict, limit: float | None) -> None:
 
 
 @command(app, DATA, DROP)
-def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
-    """Static int8 quantization with calibration samples.
+def quantize(
+    model: ModelArg,
+    to: ToOne = None,
+    out: OutFile = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", metavar="NAME", help="w8a8 (default), w8a16, dynamic, w8, w4, float16 or bfloat16."),
+    ] = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Quantization, by default static int8 with calibration samples.
 
-    The result is held against the source model in the runtime it ships for.
+    The result is held against the source model in the runtime it ships for. dynamic, w8, w4 and float16 need no
+    samples: without --data they are held against it on seeded random ones.
 
     Example: `lepton-edge quantize model.onnx --data calib.npz --eval test.npz -o model.int8.onnx`
     """
+    opts.scheme = scheme
     _artifact("quantize", model, to, out, opts)
 
 

@@ -345,6 +345,10 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         max_latency=given.get("max_latency"),
         to=given.get("to"),
     )
+    if given.get("scheme"):
+        import dataclasses
+
+        r = dataclasses.replace(r, quantize={**r.quantize, "scheme": given["scheme"]})
     r = recipes.override(r, "bench", seconds=given.get("seconds"), threads=given.get("threads"))
     if given.get("preprocess"):
         import dataclasses

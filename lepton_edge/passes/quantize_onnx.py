@@ -75,16 +75,14 @@ def _static(
     src: str, feed: Samples, scheme: str, preset: Any, ranges: str, saturates: bool, seed: int, told: Progress
 ) -> tuple[Any, dict]:
     """w8a8 and w8a16: the ModelProto and what is told of it."""
-    from lepton_edge.quant import core
+    from lepton_edge.quant import core, drive_wide
 
     wide = scheme == "w8a16"
-    if wide and ranges == "auto":
-        ranges = "minmax"  # 65536 steps: clipping gains nothing
-    bits = 16 if wide else 8
-    options = core.Options(
-        preset, 7 if saturates and not wide else 8, bits, signed=wide, symmetric=wide, ranges=ranges, seed=seed
-    )
-    made = core.quantize(src, feed, options, told)
+    if wide:
+        made = drive_wide.quantize(src, feed, preset, told, "minmax" if ranges == "auto" else ranges)
+    else:
+        options = core.Options(preset, weight_bits=7 if saturates else 8, ranges=ranges, seed=seed)
+        made = core.quantize(src, feed, options, told)
     if wide:
         notes = [
             f"w8a16, preset {preset_name(preset)}: int16 activations, int8 weights per channel",

@@ -22,7 +22,7 @@ JUDGED = 32  # samples that the error is measured on
 
 @dataclass(frozen=True)
 class Written:
-    """`net` is the quantized graph; counts of what became integers, and the error measured on samples (None without)."""
+    """`net` is the quantized graph; counts of what became integers, and the error on samples (None without)."""
 
     net: Net
     layers: int

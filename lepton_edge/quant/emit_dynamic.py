@@ -7,7 +7,6 @@ Cast, then Mul with scale of the activations times scales of the weights. `plain
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 

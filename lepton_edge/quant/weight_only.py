@@ -92,7 +92,7 @@ def _moment_bytes(net: Net, layer: Layer) -> int:
 
 
 def _moments(net: Net, layers: Sequence[Layer], samples: Sequence[Sample], positions: int) -> dict[str, np.ndarray]:
-    """E[x x^T] [groups, features + 1, features + 1] of each layer's inputs in the float model; the last feature is 1."""
+    """E[x x^T] [groups, features + 1, features + 1] of each layer's inputs in the float model, a last feature of 1."""
     readers: dict[str, list[Layer]] = {}
     for layer in layers:
         sizes = net.shapes.get(layer.y, (None,))
@@ -124,7 +124,7 @@ def _layer(net: Net, made: Net, layer: Layer, moments: np.ndarray | None, wanted
     if not correctable(layer):
         return _plain(layer, weight)
     w = matrix(layer, weight).astype(np.float64)
-    groups, outputs, features = w.shape
+    groups, _, features = w.shape
     has_bias = bool(layer.bias) and layer.op != "MatMul"
     mean = np.zeros((groups, features))
     xx = np.broadcast_to(np.eye(features), (groups, features, features))
@@ -133,10 +133,7 @@ def _layer(net: Net, made: Net, layer: Layer, moments: np.ndarray | None, wanted
         if has_bias:
             xx = xx - mean[:, :, None] * mean[:, None, :]
     peak = _peaks(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer, kind)
-    if moments is None:
-        rounded = rounding.nearest(w, peak, kind.bits)
-    else:
-        rounded = rounding.gptq(w, peak, xx, kind.bits)
+    rounded = rounding.nearest(w, peak, kind.bits) if moments is None else rounding.gptq(w, peak, xx, kind.bits)
     step = rounding.steps(peak, kind.bits)
     if moments is not None and has_bias:
         moved = np.einsum("gof,gf->go", w - rounded * step, mean).reshape(-1)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lepton_edge.tflite_writer.emit import Unsupported
+from lepton_edge.errors import LeptonError
 from lepton_edge.tflite_writer.flatbuffer import Quant
 from lepton_edge.tflite_writer.fuse import Links, activations, matmul_bias
 from lepton_edge.tflite_writer.graph import Graph, Node
@@ -72,12 +72,13 @@ def _outputs(node: Node) -> int:
 
 
 def _hybrid(graph: Graph, node: Node, held: str, dynamic: bool) -> bool:
-    """Whether the operator takes the integers themselves. Raises Unsupported for blocks that LiteRT does not take."""
+    """Whether the operator takes the integers themselves. Raises LeptonError for blocks that LiteRT does not take."""
     quant = graph.quant[held]
     if quant.block % _BLOCK:
-        raise Unsupported(
-            f"{node.op} '{node.name}': scheme w4 in blocks of {quant.block}, and TFLite's FULLY_CONNECTED takes "
-            f"multiples of {_BLOCK}, or 0 (one scale a channel)"
+        raise LeptonError(
+            f"scheme w4 in blocks of {quant.block} is not possible in tflite: {node.op} '{node.name}' becomes "
+            f"FULLY_CONNECTED, whose kernel takes blocks of multiples of {_BLOCK}",
+            f"set block to {_BLOCK}, or to 0 for one scale a channel",
         )
     if node.op in ("Gemm", "MatMul"):
         return graph.dtypes[held] != np.int8 or dynamic

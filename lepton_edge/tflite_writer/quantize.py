@@ -103,7 +103,9 @@ def _absorb(graph: Graph, links: Links, node: Node) -> list[Node] | None:
     if graph.dtypes[after.out] not in (np.int8, np.int16) or len(target.scale) > 1 or not sources[0]:
         return None
     wide = graph.dtypes[after.out] == np.int16
-    if wide and (node.op not in _INT16 or any(z for n in (after.out, *sources) if n for z in graph.quant[n].zero_point)):
+    if wide and (
+        node.op not in _INT16 or any(z for n in (after.out, *sources) if n for z in graph.quant[n].zero_point)
+    ):
         return None
     if graph.dtypes[sources[0]] != graph.dtypes[after.out]:
         return None
