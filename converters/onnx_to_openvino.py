@@ -13,7 +13,7 @@ from lepton_edge.shapes import note, parse, set_free
 
 REQUIRES = ("openvino>=2026",)
 # How many features of a row the CPU plugin rounds to 8 bits on one scale, where weights are integers; 0: none.
-GROUPS = {"dynamic": "32", "w8": "0", "w4": "32"}
+GROUPS = {"dynamic": "32", "w8": "0", "w8a16": "0", "w4": "32"}
 
 
 def run(
