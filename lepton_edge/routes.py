@@ -87,7 +87,8 @@ def is_quantized(road: Road, source: Source) -> bool:
     """Whether the source computes on integers, so that its kernels round in a way of their own."""
     if source.art.format not in LIGHT:
         return False
-    return bool(record.inspect_model(road, source.art)["quantized"].get("int8_tensors"))
+    found = record.inspect_model(road, source.art)["quantized"]
+    return any(found.get(f"{kind}_tensors") for kind in ("int8", "int4", "uint4"))
 
 
 def require(parity: dict, source: Source, target: str, limit: float) -> None:

@@ -378,3 +378,33 @@ def test_the_command_needs_no_data(made, tmp_path, scheme):
     told = api.quantize(made("conv")[0], "tflite", out, Recipe(quantize={"scheme": scheme}))
     assert told["scheme"] == scheme and Path(told["path"]) == out
     assert told["parity"]["sqnr_db"] > 22 and "seeded random" in told["data"]
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "w4"])
+def test_what_was_quantized_can_be_converted_later(made, tmp_path, scheme):
+    """The conversion is held to what integer kernels of two runtimes may differ by, not to float arithmetic."""
+    from lepton_edge import api
+    from lepton_edge.recipe import Recipe
+
+    told = api.convert(made("transformer", scheme)[0], "tflite", tmp_path / "q.tflite", Recipe())
+    assert told["parity"]["sqnr_db"] > 20
+
+
+def test_compress_names_candidates_by_the_scheme(made, tmp_path):
+    from lepton_edge import api
+    from lepton_edge.recipe import Bench, Compress, Data, Recipe
+
+    source, unseen, _ = made("conv")
+    np.savez(tmp_path / "data.npz", **unseen)
+    for scheme in ("w8", "float16"):
+        recipe = Recipe(
+            Data(calibration=str(tmp_path / "data.npz")),
+            compress=Compress(to=("tflite", "onnx")),
+            quantize={"scheme": scheme},
+            bench=Bench(seconds=0.05, rounds=2),
+        )
+        run = api.compress(source, tmp_path / scheme, recipe)
+        by = {row["name"]: row for row in run["candidates"]}
+        assert set(by) == {f"{f}-{s}" for f in ("tflite", "onnx") for s in ("float32", scheme)}
+        assert all(row["status"] == "ok" for row in run["candidates"])
+        assert (tmp_path / scheme / by[f"tflite-{scheme}"]["path"]).name == f"conv.{scheme}.tflite"
