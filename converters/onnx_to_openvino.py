@@ -1,4 +1,4 @@
-"""ONNX to OpenVINO IR (float, or int8 when the source holds QDQ pairs)."""
+"""ONNX to OpenVINO IR (float, or with the integers that the source holds)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lepton_edge.openvino_ir import ir_aside, reason
 from lepton_edge.shapes import note, parse, set_free
 
 REQUIRES = ("openvino>=2026",)
+# How many features of a row the CPU plugin rounds to 8 bits on one scale, where weights are integers; 0: none.
+GROUPS = {"dynamic": "32", "w8": "0", "w8a16": "0", "w4": "32"}
 
 
 def run(
@@ -27,14 +29,22 @@ def run(
 
     `input_shapes` ("ids=1,128;mask=1,128") gives sizes to free dimensions; a free leading one that it leaves out
     becomes `fixed_batch` (0 leaves it free); `input_values` ("sr=16000") makes inputs constants, which stay in the
-    signature. Quantized weights stay int8. Raises LeptonError for a model that OpenVINO cannot read or reshape.
+    signature. Quantized weights stay int8 or int4; products that round their activations at run time become ones with
+    integer weights, whose activations the CPU plugin rounds in groups. Raises LeptonError for a model that OpenVINO
+    cannot read or reshape.
     """
     import openvino as ov
 
     name = Path(src).name
     core = ov.Core()
+    scheme = _scheme(src)
     try:
-        model = core.read_model(src) if not input_values else _read_static(core, src, input_shapes, input_values)
+        if scheme == "dynamic":
+            model = _read_plain(core, src, input_shapes, input_values)
+        elif input_values:
+            model = _read_static(core, src, input_shapes, input_values)
+        else:
+            model = core.read_model(src)
         if model is None:
             raise RuntimeError("its sizes or values cannot be fixed")
     except RuntimeError as error:
@@ -46,6 +56,8 @@ def run(
             ) from error
     notes = _fix(model, fixed_batch, input_shapes, name)
     _tidy_quantization(model)
+    if scheme in GROUPS:
+        model.set_rt_info(GROUPS[scheme], ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     with ir_aside(dst) as made:
         ov.save_model(model, made, compress_to_fp16=compress_to_fp16)
     return {
@@ -61,6 +73,37 @@ def _tidy_quantization(model: Any) -> None:
         from openvino._offline_transformations import apply_moc_transformations
 
         apply_moc_transformations(model, False)
+
+
+def _scheme(src: str) -> str:
+    """The scheme that an ONNX file says it was quantized by, "dynamic" for one that rounds while it runs, or ""."""
+    if find_spec("onnx") is None:
+        return ""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(src, load_external_data=False)
+    except (DecodeError, OSError):  # OpenVINO will say what is wrong with it
+        return ""
+    if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
+        return "dynamic"
+    return next((p.value for p in model.metadata_props if p.key == "lepton_edge.scheme"), "")
+
+
+def _read_plain(core: Any, src: str, input_shapes: str, input_values: str) -> Any | None:
+    """The model with its run-time roundings taken out: integer weights, dequantized where they are read."""
+    from lepton_edge.quant.plain_dynamic import plain
+    from lepton_edge.tflite_writer.load import read, save
+
+    model = read(src)
+    plain(model)
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
+        file = Path(folder) / "model.onnx"
+        save(model, file)
+        if input_values:
+            return _read_static(core, str(file), input_shapes, input_values)
+        return core.read_model(str(file)).clone()
 
 
 def _read_static(core: Any, src: str, input_shapes: str, input_values: str = "") -> Any | None:

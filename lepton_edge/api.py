@@ -22,6 +22,7 @@ from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.inspect_model import inspector_files
 from lepton_edge.progress import Silent
+from lepton_edge.quant import schemes
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
 
@@ -39,8 +40,8 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     threads = record.threads(recipe, device)
     asked = targets(recipe.compress.to)
     formats = asked or targets(device.formats or TARGETS)
-    schemes = [verbs for _, verbs in candidates.schemes(recipe)]
-    stages.require_extras("compress", detect(model), formats, schemes, all_of_them=bool(asked))
+    ways = [verbs for _, verbs in candidates.schemes(recipe)]
+    stages.require_extras("compress", detect(model), formats, ways, all_of_them=bool(asked))
     with (
         rundir.publishing(out) as folder,
         stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
@@ -91,7 +92,9 @@ def convert(
     art = open_artifact(model)
     release = runtime_check.release(ask.runtime) if ask.runtime else None
     verbs = (*verbs, *(["halve"] if ask.dtype == "float16" else []), *(["fit"] if release else []))
-    out = out or Path(f"{model.stem}{'.' + record.scheme(verbs) if verbs else ''}{suffix(target)}")
+    if "quantize" in verbs:
+        schemes.require(recipe.quantize, target)
+    out = out or Path(f"{model.stem}{'.' + record.scheme(verbs, recipe.quantize) if verbs else ''}{suffix(target)}")
     if out.resolve() == model.resolve():
         raise UsageError(f"{out}: the output would overwrite the model itself", "choose another file with --out")
     check_place(out, target)
@@ -100,7 +103,8 @@ def convert(
     stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
-        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=set(verbs) <= set(routes.LAST), ask=ask)
+        seeded = "prune" not in verbs and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
+        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask)
         feeds = lint.checked(road, source, feeds)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
         if release:
@@ -110,7 +114,7 @@ def convert(
         if "quantize" in verbs:
             feeds = lint.scored(feeds, reference)
         rungs = None
-        if max_drop is not None and "quantize" in verbs and feeds.labels() is not None:
+        if max_drop is not None and _rescues(verbs, recipe) and feeds.labels() is not None:
             tried = rescue.climb(road, source, start, target, verbs, options, feeds, reference, max_drop)
             plain = rescue.float_form(road, start, target, feeds)
             rungs = rescue.costs(
@@ -123,9 +127,14 @@ def convert(
             runtime_check.require(result.art.path, release)
         written = copy_artifact(result.art, out)
         facts = record.inspect_model(road, written) if written.format in inspector_files() else {"operators": {}}
-    made = record.artifact_record(written, result, figures, got.info, feeds)
+    made = record.artifact_record(written, result, figures, got.info, feeds, recipe.quantize)
     more = {"rungs": rungs} if rungs else {}
     return made | more | {"transposes": routes.transposes(facts), "operators": facts["operators"]}
+
+
+def _rescues(verbs: Sequence[str], recipe: Recipe) -> bool:
+    """Whether there is a ladder to climb: the other schemes have no rungs."""
+    return "quantize" in verbs and schemes.named(recipe.quantize) == "w8a8"
 
 
 def quantize(
@@ -137,10 +146,14 @@ def quantize(
     *,
     max_drop: float | None = None,
 ) -> dict:
-    """Static int8 post-training quantization; the format stays unless ``target`` says otherwise.
+    """Post-training quantization by the recipe's scheme; the format stays unless ``target`` says otherwise.
 
     With ``max_drop`` the rescue ladder is climbed until top-1 drops by no more points; "rungs" tells what each costs.
     """
+    if schemes.verb(recipe.quantize) == "halve":
+        own = detect(model)
+        ask = Conversion(dtype="float16")
+        return convert(model, target or (own if own in TARGETS else TARGETS[0]), out, recipe, progress, ask=ask)
     return _with_verb("quantize", model, target, out, recipe, progress, max_drop)
 
 

@@ -11,6 +11,7 @@ from lepton_edge import bench, registry, stages
 from lepton_edge.artifact import copy_artifact, suffix
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed
+from lepton_edge.quant import schemes as quant_schemes
 from lepton_edge.recipe import Recipe
 from lepton_edge.stages import Answers, Model, Road
 
@@ -36,7 +37,8 @@ class Candidate:
 
 def schemes(recipe: Recipe) -> list[tuple[str, tuple[str, ...]]]:
     """The (scheme, verbs) to make in every format."""
-    plain: list[tuple[str, tuple[str, ...]]] = [("float32", ()), ("int8", ("quantize",))]
+    made = (quant_schemes.label(recipe.quantize), (quant_schemes.verb(recipe.quantize),))
+    plain: list[tuple[str, tuple[str, ...]]] = [("float32", ()), made]
     if recipe.prune is None:
         return plain
     return [*plain, *((f"pruned-{name}", ("prune", *verbs)) for name, verbs in plain)]
@@ -50,7 +52,11 @@ def make(road: Road, source: Model, formats: Sequence[str], recipe: Recipe, feed
         for format_ in formats:
             candidate = Candidate(format_, scheme, verbs)
             try:
-                model = stages.travel(road, source, format_, verbs, options, feeds)
+                if "quantize" in verbs:
+                    quant_schemes.require(recipe.quantize, format_)
+                early = tuple(v for v in verbs if v not in stages.LAST)
+                model = stages.travel(road, source, format_, early, options, feeds)
+                model = stages.finish(road, model, verbs, options)
                 made.append(replace(candidate, model=model))
             except LeptonError as e:
                 made.append(replace(candidate, error=e))

@@ -148,10 +148,11 @@ def _check_drop(made: dict, limit: float | None) -> None:
 
 @command(app, DATA, QUANTIZE, DROP)
 def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
-    """Static int8 quantization with calibration samples.
+    """Quantization, by default static int8 with calibration samples.
 
     The result is held against the source model in the runtime it ships for. With --max-drop and labelled samples it
-    climbs a ladder of ever more careful ways until the limit is met, and tells what each of them costs.
+    climbs a ladder of ever more careful ways until the limit is met, and tells what each of them costs. The schemes
+    dynamic, w8, w4 and float16 need no samples: without --data they are checked on seeded random ones.
 
     Example: `lepton-edge quantize model.onnx --data calib.npz --eval test.npz -o model.int8.onnx`
     """

@@ -141,6 +141,15 @@ DROP: Group = {
     ),
 }
 QUANTIZE: Group = {
+    "scheme": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--scheme", metavar="NAME", help="w8a8 (default), w8a16, dynamic, w8, w4, float16 or bfloat16."
+            ),
+        ],
+        None,
+    ),
     "preset": (
         Annotated[
             str | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lepton_edge.device import Device
 from lepton_edge.errors import UsageError
 from lepton_edge.feeds import Feed
 from lepton_edge.launch import python_path
+from lepton_edge.quant.schemes import label
 from lepton_edge.recipe import Recipe
 from lepton_edge.run_feeds import Feeds
 from lepton_edge.stages import Answers, Model, Road, Source
@@ -204,12 +205,14 @@ def _golden(c: Candidate, feeds: Feeds, road: Road, count: int = 4) -> tuple[Pat
     return place / "inputs.npz", place / "outputs.npz"
 
 
-def artifact_record(art: Artifact, model: Model, figures: dict, info: dict, feeds: Feeds) -> dict:
+def artifact_record(
+    art: Artifact, model: Model, figures: dict, info: dict, feeds: Feeds, quantize: Mapping[str, Any] | None = None
+) -> dict:
     """The record of one artefact that a single-stage command made."""
     return {
         "path": str(art.path),
         "format": art.format,
-        "scheme": scheme(model.verbs),
+        "scheme": scheme(model.verbs, quantize),
         "sha256": art.sha256,
         "size_bytes": art.size_bytes,
         "zip_bytes": art.zip_bytes(),
@@ -253,9 +256,9 @@ def _quiet(db: float | None) -> float:
     return float("inf") if db is None else db
 
 
-def scheme(verbs: Sequence[str]) -> str:
-    """The word for what was done to a model."""
-    names = {"prune": "pruned", "quantize": "int8", "halve": "float16"}
+def scheme(verbs: Sequence[str], quantize: Mapping[str, Any] | None = None) -> str:
+    """The word for what was done to a model; ``quantize`` are the options of that pass."""
+    names = {"prune": "pruned", "quantize": label(quantize or {}), "halve": "float16"}
     return "-".join(names[v] for v in verbs if v in names) or "float32"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lepton_edge import locate, record, registry, stages, verify
-from lepton_edge.errors import LeptonError, UsageError
+from lepton_edge.errors import LeptonError
 from lepton_edge.run_feeds import Feeds
 from lepton_edge.stages import Answers, Model, Road, Source
 
@@ -14,7 +14,7 @@ from lepton_edge.stages import Answers, Model, Road, Source
 # precision (a relative 2^-11 each) above 30; integer kernels of two runtimes round differently, while a wrong scale,
 # zero point or axis is below 5.
 FLOAT_DB, HALF_DB, INTEGER_DB = 60.0, 30.0, 12.0
-LAST = ("halve", "fit")  # passes that are applied to the finished file, in this order
+LAST = stages.LAST
 LIGHT = ("onnx", "tflite", "openvino")  # formats whose inspector starts in a moment
 
 
@@ -42,8 +42,7 @@ def proven(
         except LeptonError as error:
             raise _located(road, start, target, options, feeds, limit, first or error) from error
         try:
-            for verb in [v for v in verbs if v in LAST]:
-                result = stages.apply(road, result, _step(verb, target), options.get(verb, {}))
+            result = stages.finish(road, result, verbs, options)
             road.progress.stage(f"verifying the {target} model on {feeds.evaluation.count} samples")
             got = stages.answers(road, result, feeds.evaluation)
             figures = stages.judge(reference, got, feeds.labels())
@@ -75,14 +74,6 @@ def _located(
     return LeptonError(f"{error.message}; {place}", error.hint) if place else error
 
 
-def _step(verb: str, format_: str) -> registry.Step:
-    """The pass of a verb that works in a format. Raises UsageError when there is none."""
-    found = next((s for s in registry.steps() if s.name == f"{verb}_{format_}"), None)
-    if found is None:
-        raise UsageError(f"there is no pass '{verb}' for {format_} models", "see 'lepton-edge list'")
-    return found
-
-
 def _limit(road: Road, source: Source, verbs: Sequence[str]) -> float | None:
     """The SQNR that a conversion has to reach; None where compression is asked for, whose loss is the user's choice."""
     if set(verbs) - set(LAST):
@@ -96,7 +87,8 @@ def is_quantized(road: Road, source: Source) -> bool:
     """Whether the source computes on integers, so that its kernels round in a way of their own."""
     if source.art.format not in LIGHT:
         return False
-    return bool(record.inspect_model(road, source.art)["quantized"].get("int8_tensors"))
+    found = record.inspect_model(road, source.art)["quantized"]
+    return any(found.get(f"{kind}_tensors") for kind in ("int8", "int4", "uint4"))
 
 
 def require(parity: dict, source: Source, target: str, limit: float) -> None:

@@ -13,6 +13,7 @@ from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed, open_data, write_feed
 from lepton_edge.ports import Port, Ports
 from lepton_edge.preprocess import Preprocess, from_dict
+from lepton_edge.quant.schemes import needs_data
 from lepton_edge.recipe import Recipe
 from lepton_edge.stages import Road, Source
 
@@ -64,7 +65,7 @@ def open_feeds(
             raise LeptonError(f"{source.art.path}: {e.message}", e.hint) from e
         note = "checked on seeded random inputs, for no data were given"
         return Feeds(feed, None, None, preprocess, (note,))
-    if "quantize" in verbs and data.calibration is None:
+    if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
         raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
     if "prune" in verbs and data.training is None:
         raise LeptonError("prune needs labelled samples to fine-tune on", "name them with --train")

@@ -17,7 +17,7 @@ from lepton_edge import ports as wiring
 from lepton_edge import registry, shapes, store, verify
 from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.conversion import Conversion, ranked
-from lepton_edge.errors import LeptonError, NoWay, WorkerError
+from lepton_edge.errors import LeptonError, NoWay, UsageError, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
 from lepton_edge.plan import plan, route
@@ -161,9 +161,10 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
     named = {k: v for k, v in options.items() if k in step.options and k != "data"}
     keyed = dict(named)
     if "data" in step.options:
-        if feed is None:
+        if feed is None and step.options["data"] is registry.REQUIRED:
             raise LeptonError(f"{step.name} needs samples to work on", "give them with --data")
-        keyed["data"] = [feed.sha256, [p.to_json() for p in model.inputs]]
+        if feed is not None:
+            keyed["data"] = [feed.sha256, [p.to_json() for p in model.inputs]]
     key = store.key(step, model.art, keyed)
     start, found = time.monotonic(), store.find(key)
     cached = found is not None
@@ -272,6 +273,20 @@ def travel(
         if failed.verb != "convert":
             raise failures[0][1]
         known = [s for s in known if s.name != failed.name]
+
+
+LAST = ("halve", "fit")  # passes that are applied to the finished file, in this order
+
+
+def finish(road: Road, model: Model, verbs: Sequence[str], options: dict[str, dict]) -> Model:
+    """Apply those of ``verbs`` that come last. Raises UsageError for a format that lacks such a pass."""
+    for verb in [v for v in verbs if v in LAST]:
+        name = f"{verb}_{model.art.format}"
+        step = next((s for s in registry.steps() if s.name == name), None)
+        if step is None:
+            raise UsageError(f"there is no pass '{verb}' for {model.art.format} models", "see 'lepton-edge list'")
+        model = apply(road, model, step, options.get(verb, {}))
+    return model
 
 
 def _options(step: Step, options: dict[str, dict], road: Road) -> dict:

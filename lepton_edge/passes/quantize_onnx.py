@@ -1,4 +1,4 @@
-"""Static int8 quantization of an ONNX model: one set of scales and weights for every runtime (QDQ)."""
+"""Quantization of an ONNX model by a scheme: one set of scales and weights for every runtime."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
+from lepton_edge.quant import schemes
 from lepton_edge.texts import byte_count
 
 REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20")
@@ -22,19 +23,25 @@ def run(
     src: str,
     dst: str,
     *,
-    data: str,
+    scheme: str = "w8a8",
+    data: str = "",
     samples: int = 300,
     seed: int = 0,
     preset: str = "default",
     ranges: str = "auto",
     reduce_range: str = "auto",
+    block: int = 32,
     memory: str = "1GB",
     rung: str = "",
     wide: float = 0.0,
     kept: float = 0.0,
     progress: Progress | None = None,
 ) -> dict:
-    """Write an int8 `dst` in QDQ form: uint8 activations per tensor, int8 weights per channel.
+    """Write a quantized `dst`. `scheme` (quant/schemes.py) says how; `data` may be left out but for w8a8 and w8a16.
+
+    - w8a8, w8a16: QDQ form, weights int8 per channel, activations uint8, or int16 around zero, per tensor;
+    - dynamic: products of activations rounded at run time, which need no samples;
+    - w8, w4: weights only; w4 in blocks of `block` input features (0: per channel). Samples refine the rounding.
 
     `preset` is "fast" (no learned rounding, ranges by least squares), "default" or "best". `ranges` of activations are
     chosen by the error measured at the outputs ("auto") or by one method for all. On x86 without VNNI uint8 x int8
@@ -43,16 +50,22 @@ def run(
     `rung` does no more than minmax, ranges, balance, bias or rounding of the preset; `wide` and `kept` give the worst
     layers that make this share of the noise 16-bit activations, or leave them float.
 
-    Raises LeptonError for a model that is quantized already or has nothing to quantize, for no samples, and for data of
-    other inputs.
+    Raises LeptonError for a scheme that ONNX has not, a model that is quantized already or has nothing to quantize, for
+    no samples, and for data of other inputs.
     """
     from lepton_edge.quant import core
 
     name = Path(src).name
+    schemes.require({"scheme": scheme}, "onnx")
+    _known("scheme", scheme, ("w8a8", "w8a16", "dynamic", "w8", "w4"))
     _known("preset", preset, tuple(core.PRESETS))
     _known("ranges", ranges, _RANGES)
     _known("reduce_range", reduce_range, _REDUCE)
-    feed = Samples(data, _inputs(src), samples, seed, src)
+    if block and (block < 16 or block & (block - 1)):
+        raise LeptonError(f"block is {block}: runtimes take powers of two from 16 up", "set block to 32, or to 0")
+    if not data and schemes.needs_data({"scheme": scheme}):
+        raise LeptonError(f"scheme {scheme} needs calibration samples", "name a .npz, .npy or image folder with --data")
+    feed = Samples(data, _inputs(src), samples, seed, src) if data else None
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
     effort = core.PRESETS[preset]
     if rung:
@@ -67,21 +80,43 @@ def run(
         wide=_share("wide", wide),
         kept=_share("kept", kept),
     )
-    made = core.quantize(src, feed, options, progress or silent)
+    if feed is not None and schemes.needs_data({"scheme": scheme}):
+        model, result = _static(src, feed, scheme, options, preset, progress or silent)
+    else:
+        model, result = _weights(src, feed, scheme, core.PRESETS[preset], block, saturates, progress or silent)
+    model.metadata_props.add(key="lepton_edge.scheme", value=scheme)
     target = Path(dst)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
         aside = Path(folder) / target.name
-        _save(made.proto(), aside)
-        _check_runs(str(aside), feed[0], name)
+        _save(model, aside)
+        _check_runs(str(aside), feed[0] if feed else None, name)
         aside.replace(target)
-    width = " (7 bits: no VNNI)" if saturates else ""
-    notes = [f"int8, preset {preset}: uint8 activations, int8 weights per channel{width}"]
-    notes += _settled(made.figures["growth"], len(feed))
+    return {"scheme": scheme, "samples": len(feed) if feed else 0, **result}
+
+
+def _static(src: str, feed: Samples, scheme: str, options: Any, preset: str, told: Progress) -> tuple[Any, dict]:
+    """w8a8 and w8a16: the ModelProto and what is told of it."""
+    from lepton_edge.quant import core, drive_wide
+
+    wide = scheme == "w8a16"
+    if wide:
+        made = drive_wide.quantize(
+            src, feed, options.preset, told, "minmax" if options.ranges == "auto" else options.ranges
+        )
+    else:
+        made = core.quantize(src, feed, options, told)
+    if wide:
+        notes = [
+            f"w8a16, preset {preset}: int16 activations, int8 weights per channel",
+            "ONNX Runtime and OpenVINO have no int16 kernels: they compute in float between the roundings",
+        ]
+    else:
+        width = " (7 bits: no VNNI)" if options.weight_bits == 7 else ""
+        notes = [f"int8, preset {preset}: uint8 activations, int8 weights per channel{width}"]
+    notes += _settled(made.figures.get("growth", {}), len(feed))
     if made.spec.placement.local:
         notes.append("attention found: only products with weights are quantized")
-    return {
-        "scheme": "w8a8",
-        "samples": len(feed),
+    return made.proto(), {
         "quantized_tensors": made.figures["layers"] + made.figures["sites"],
         "calibration_sqnr_db": made.figures["calibration_sqnr_db"],
         "notes": notes,
@@ -101,6 +136,39 @@ def _share(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise LeptonError(f"{name} is {value}: it is a share of the noise", hint="give a number from 0 to 1")
     return value
+
+
+def _weights(
+    src: str, feed: Samples | None, scheme: str, preset: Any, block: int, saturates: bool, told: Progress
+) -> tuple[Any, dict]:
+    """dynamic, w8 and w4: the ModelProto and what is told of it."""
+    from lepton_edge.quant import drive_weights
+
+    made = drive_weights.quantize(
+        src,
+        scheme,
+        feed,
+        block=block,
+        weight_bits=7 if saturates and scheme == "dynamic" else 8,
+        solved=preset.solved,
+        positions=preset.positions,
+        told=lambda done, total: told(done, total, "rounding weights, layer"),
+    )
+    blocks = f"in blocks of {block}" if block else "per channel"
+    kinds = {
+        "dynamic": f"{made.integer} products with int8 weights per channel and activations rounded at run time",
+        "w8": f"{made.layers} layers with int8 weights per channel, activations float",
+        "w4": f"{made.short} of {made.layers} layers with int4 weights {blocks}, the others int8 per channel",
+    }
+    notes = [f"{scheme}: {kinds[scheme]}; rounded by {'GPTQ' if feed is not None else 'nearest'}"]
+    if made.tables:
+        notes.append(f"{made.tables} embedding tables in int8 by row")
+    if scheme != "dynamic":
+        notes.append("ONNX Runtime rounds activations of MatMul to 8 bits in blocks when it computes with such weights")
+    elif made.layers > made.integer:
+        notes.append(f"{made.layers - made.integer} convolutions: int8 weights; ONNX Runtime computes them in float")
+    figures = {} if made.sqnr_db is None else {"calibration_sqnr_db": made.sqnr_db}
+    return made.proto(), {"quantized_tensors": made.layers + made.tables, **figures, "notes": notes}
 
 
 def _known(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -135,18 +203,21 @@ def _save(model: Any, path: Path) -> None:
 
     if model.ByteSize() >= LARGE:
         raise LeptonError(
-            f"its int8 form takes {model.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds",
+            f"its quantized form takes {model.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds",
             "quantize a smaller part of it, or keep it float",
         )
     onnx.save(model, str(path))
 
 
-def _check_runs(path: str, sample: dict, name: str) -> None:
+def _check_runs(path: str, sample: dict | None, name: str) -> None:
+    """Whether it loads in ONNX Runtime and, with a sample, answers."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     try:
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, sample)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        if sample is not None:
+            session.run(None, sample)
     except Exception as error:  # ONNX Runtime's exceptions derive straight from Exception
-        raise LeptonError(f"{name}: its int8 form does not run in ONNX Runtime: {one_line(error)}") from error
+        raise LeptonError(f"{name}: its quantized form does not run in ONNX Runtime: {one_line(error)}") from error

@@ -12,6 +12,7 @@ import numpy as np
 
 from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
+from lepton_edge.quant.schemes import only_static
 
 COST = 40.0  # where the way through ONNX does not lead
 REQUIRES = ("openvino>=2026", "nncf>=3.4")
@@ -25,6 +26,7 @@ def run(
     dst: str,
     *,
     data: str,
+    scheme: str = "w8a8",
     samples: int = 300,
     seed: int = 0,
     model_type: str = "auto",
@@ -43,6 +45,7 @@ def run(
     import openvino as ov
 
     name = Path(src).name
+    only_static(scheme, "the pass on OpenVINO files")
     if model_type not in _MODES:
         raise LeptonError(f"unknown model_type '{model_type}'", hint=f"known: {', '.join(_MODES)}")
     if ranges not in _RANGES:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lepton_edge.errors import LeptonError
 from lepton_edge.passes._samples import Progress, Samples, one_line, silent
+from lepton_edge.quant.schemes import only_static
 from lepton_edge.tflite_plain import plain
 
 COST = 40.0  # where the way through ONNX does not lead
@@ -23,6 +24,7 @@ def run(
     dst: str,
     *,
     data: str,
+    scheme: str = "w8a8",
     samples: int = 300,
     seed: int = 0,
     ranges: str = "minmax",
@@ -38,6 +40,7 @@ def run(
     from ai_edge_quantizer.utils import qsv_utils
 
     name = Path(src).name
+    only_static(scheme, "the pass on TFLite files")
     if ranges not in _RANGES:
         raise LeptonError(f"unknown ranges '{ranges}'", hint=f"known: {', '.join(_RANGES)}")
     model = _with_signature(plain(_read(src, name)))

@@ -112,7 +112,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
     tell = told or (lambda done, total, what: None)
     if not len(samples):
         raise LeptonError("no calibration samples", "give at least one; 100 to 500 are usual")
-    net = prepare(path)
+    net = prepare(path, 21 if options.activation_bits > 8 else 13)
     placement = place(net)
     if not placement.layers:
         raise LeptonError(

@@ -20,7 +20,7 @@ def emit(net: Net, spec: QuantSpec) -> Net:
     """
     made = net.copy()
     for name in spec.placement.constants:
-        _constant(made, name)
+        _constant(made, name, _is_wide(made, name, spec))
     for site in spec.placement.sites:
         if (grid := spec.activations.get(site.name)) is not None:
             for tensor in site.tensors:
@@ -77,11 +77,18 @@ def _pair(made: Net, tensor: str, grid: Grid, spec: QuantSpec) -> None:
     made.link()
 
 
-def _constant(made: Net, name: str) -> None:
-    """A constant operand of an integer sum or product, on a grid of its own."""
+def _is_wide(made: Net, name: str, spec: QuantSpec) -> bool:
+    """Whether what a constant is summed or multiplied into has 16 bits."""
+    results = [out for user in made.users.get(name, []) for out in user.output]
+    results += [out for result in results for user in made.users.get(result, []) for out in user.output]
+    return any(grid.bits > 8 for result in results if (grid := spec.grid_of(result)) is not None)
+
+
+def _constant(made: Net, name: str, wide: bool) -> None:
+    """A constant operand of an integer sum or product, on a grid of its own: 8 bits, or int16 (`wide`)."""
     value = made.consts[name]
-    grid = activation_grid(float(value.min(initial=0)), float(value.max(initial=0)))
-    _replace(made, name, quantize(value, grid).astype(np.uint8), grid)
+    grid = activation_grid(float(value.min(initial=0)), float(value.max(initial=0)), 16 if wide else 8, wide, wide)
+    _replace(made, name, quantize(value, grid).astype(_dtype(grid)), grid)
 
 
 def _replace(made: Net, name: str, integers: np.ndarray, grid: Grid, readers: list[Any] | None = None) -> None:

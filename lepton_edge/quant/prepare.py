@@ -16,8 +16,8 @@ QUANTIZED = {
 OPSET = 17  # what older models are raised to; per-channel QDQ needs 13
 
 
-def prepare(path: str) -> Net:
-    """Read and tidy a float model; nothing of it changes but in float rounding.
+def prepare(path: str, least: int = 13) -> Net:
+    """Read and tidy a float model; nothing of it changes but in float rounding. Opsets below `least` are raised.
 
     Raises LeptonError for a file that isn't an ONNX model, one that is quantized already, an opset that cannot be
     raised to one with per-channel quantization, and a model that ONNX Runtime does not accept.
@@ -28,7 +28,7 @@ def prepare(path: str) -> Net:
     model = load.read(path)
     if found := QUANTIZED & {node.op_type for node in model.graph.node}:
         raise LeptonError(f"{name} is quantized already ({min(found)})", "give the float model it was made from")
-    model = load.optimise(_raised(model, name))
+    model = load.optimise(_raised(model, name, least))
     net = from_proto(model)
     fold_batchnorm(net)
     means_to_pools(net)
@@ -38,19 +38,19 @@ def prepare(path: str) -> Net:
     return net
 
 
-def _raised(model: Any, name: str) -> Any:
+def _raised(model: Any, name: str, least: int) -> Any:
     from onnx import version_converter
 
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset >= 13:
+    if opset >= least:
         return model
     try:
-        return version_converter.convert_version(model, OPSET)
+        return version_converter.convert_version(model, max(OPSET, least))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise LeptonError(
-            f"{name}: its opset {opset} has no per-channel quantization and cannot be raised: {reason}",
-            "export the model again with opset 13 or newer",
+            f"{name}: its opset {opset} has no such quantization and cannot be raised: {reason}",
+            f"export the model again with opset {least} or newer",
         ) from error
 
 

@@ -128,19 +128,22 @@ def scales(w: np.ndarray, weights: np.ndarray, per_channel: bool = True, bits: i
 
 
 def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: float = 0.01) -> np.ndarray:
-    """Integers [G, O, F] of w [G, O, F] on the grid of `peak` [G, O], for features with second moments xx [G, F, F].
+    """Integers [G, O, F] of w [G, O, F] on the grid of `peak`, for features with second moments xx [G, F, F].
+
+    `peak` is [G, O], or [G, O, F] where weights of one output have different scales (blocks).
 
     Written as LDLQ (Chee et al., "QuIP", arXiv:2307.13304, theorem 6: the same integers without an inverse): with
     xx = U D U^T, U unit upper triangular, column k is rounded after adding the errors of the columns before times U.
     """
     features = w.shape[2]
     last = 2 ** (bits - 1) - 1
-    step = (np.maximum(peak, 1e-12) / last)[:, :, None]
+    step = steps(peak, bits)
     diagonal = np.einsum("gff->gf", xx)
     order = np.argsort(-diagonal, axis=1, kind="stable")
     back = np.argsort(order, axis=1)
     xx = np.take_along_axis(np.take_along_axis(xx, order[:, :, None], 1), order[:, None, :], 2)
     want = np.take_along_axis(w / step, order[:, None, :], 2)  # in steps
+    size = np.take_along_axis(np.broadcast_to(step, w.shape), order[:, None, :], 2) if step.shape[2] > 1 else None
     mean = np.maximum(diagonal.mean(1), 1e-12)
     damped = xx + (damp * mean)[:, None, None] * np.eye(features)
     upper = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
@@ -149,14 +152,17 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
     made = np.zeros_like(want)
     for start in range(0, features, BLOCK):
         stop = min(start + BLOCK, features)
-        left = want[:, :, start:stop] + np.matmul(errors[:, :, :start], upper[:, :start, start:stop])
+        repaid = np.matmul(errors[:, :, :start], upper[:, :start, start:stop])
+        left = want[:, :, start:stop] + (repaid if size is None else repaid / size[:, :, start:stop])
         for k in range(stop - start):
             at = start + k
             column = left[:, :, k]
             if k:
-                column = column + np.matmul(errors[:, :, start:at], upper[:, start:at, at, None])[:, :, 0]
+                repaid = np.matmul(errors[:, :, start:at], upper[:, start:at, at, None])[:, :, 0]
+                column = column + (repaid if size is None else repaid / size[:, :, at])
             made[:, :, at] = np.clip(np.rint(column), -last, last)
-            errors[:, :, at] = want[:, :, at] - made[:, :, at]
+            missed = want[:, :, at] - made[:, :, at]
+            errors[:, :, at] = missed if size is None else missed * size[:, :, at]
     return np.take_along_axis(made, back[:, None, :], 2).astype(np.int64)
 
 
@@ -170,10 +176,15 @@ def learned(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8) -> n
 
 
 def nearest(w: np.ndarray, peak: np.ndarray, bits: int = 8) -> np.ndarray:
-    """Integers [G, O, F] by rounding each weight to the nearest."""
+    """Integers [G, O, F] by rounding each weight to the nearest; `peak` as in gptq()."""
     last = 2 ** (bits - 1) - 1
-    step = (np.maximum(peak, 1e-12) / last)[:, :, None]
-    return np.clip(np.rint(w / step), -last, last).astype(np.int64)
+    return np.clip(np.rint(w / steps(peak, bits)), -last, last).astype(np.int64)
+
+
+def steps(peak: np.ndarray, bits: int = 8) -> np.ndarray:
+    """The scale of each weight from its largest value: [G, O, 1] of [G, O], or [G, O, F] of [G, O, F]."""
+    step = np.maximum(peak, 1e-12) / (2 ** (bits - 1) - 1)
+    return step if peak.ndim == 3 else step[:, :, None]
 
 
 def grid_of(peak: np.ndarray, axis: int | None, bits: int = 8) -> Grid:

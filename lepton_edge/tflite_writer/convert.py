@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import NoWay
+from lepton_edge.quant.plain_dynamic import plain
 from lepton_edge.tflite_writer import layout
 from lepton_edge.tflite_writer.branches import fold_branches
 from lepton_edge.tflite_writer.check import verify
@@ -52,8 +53,8 @@ def convert(
 
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
         static = Path(folder) / "static.onnx"
-        graph, dtypes = _prepared(src, static, input_shapes, input_values)
-        integer = quantize(graph)
+        graph, dtypes, dynamic = _prepared(src, static, input_shapes, input_values)
+        integer = quantize(graph, dynamic)
         emitter, inputs, outputs = emit(graph, float16=float16, keep_nchw=keep_nchw_inputs)
         fed = {n: (n, inputs[n][1], dtypes[n], graph.shapes[n]) for n in graph.inputs}
         given = {n: (n, view[1]) for n, view in outputs.items()}
@@ -71,8 +72,10 @@ def convert(
     }
 
 
-def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> tuple[Graph, dict[str, Any]]:
-    """The graph to emit, and the inputs' own types; `static` is left as what the result has to agree with.
+def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> tuple[Graph, dict[str, Any], bool]:
+    """The graph to emit, the inputs' own types, and whether its products round their inputs while they run.
+
+    `static` is left as what the result has to agree with.
 
     One form of the model is let go before the next is made: weights are held once or twice, not five times.
     """
@@ -80,6 +83,7 @@ def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> t
 
     model = fix_values(read(src), input_values)
     names = fix_inputs(model, input_shapes)
+    dynamic = plain(model)
     fold_branches(model)
     dtypes = {n: input_dtype(model, n) for n in names}
     branches = any(n.op_type == "If" for n in model.graph.node)
@@ -99,7 +103,7 @@ def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> t
     fuse(graph)
     supported(graph, lower(graph))
     fold(graph)
-    return graph, dtypes
+    return graph, dtypes, dynamic
 
 
 def _written(

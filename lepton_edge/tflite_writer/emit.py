@@ -5,6 +5,7 @@ A tensor may be realised in several orders; `views` remembers all of them, so ea
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,11 @@ class Emitter:
                 if value.nbytes <= 4096:
                     self._consts[key] = index
                 return index
-        index = self.writer.tensor(name, value.shape, value.dtype, value, quant)
+        if quant is not None and quant.unpack:
+            packed = self.writer.tensor(f"{name}_packed", value.shape, value.dtype, value, quant)
+            index = self.add("DEQUANTIZE", [packed], value.shape, np.float32, name)
+        else:
+            index = self.writer.tensor(name, value.shape, value.dtype, value, quant)
         if value.nbytes <= 4096:
             self._consts[key] = index
         return index
@@ -113,7 +118,7 @@ class Emitter:
             if value is not None:
                 quant = self.quant(name)
                 if quant is not None and len(quant.scale) > 1:
-                    quant = Quant(quant.scale, quant.zero_point, perm.index(quant.axis))
+                    quant = replace(quant, axis=perm.index(quant.axis))
                 views[perm] = self.constant(layout.store(value, perm), name, quant)
             else:
                 views[perm] = self._move(name, perm)

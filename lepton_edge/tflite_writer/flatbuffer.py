@@ -17,22 +17,29 @@ _TYPES = {"inDataType", "outDataType", "outputType"}
 
 @dataclass(frozen=True)
 class Quant:
-    """Affine quantization: real = scale * (stored - zero_point), per tensor or along stored axis `axis`."""
+    """Affine quantization: real = scale * (stored - zero_point), per tensor or along stored axis `axis`.
+
+    `unpack`: weights that float operators read behind a DEQUANTIZE. `block`: scales for so many neighbours on the last
+    axis of a matrix, row by row; TFLite keeps them in a tensor of their own.
+    """
 
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
     axis: int = 0
+    unpack: bool = False
+    block: int = 0
 
 
 @dataclass
 class Tensor:
-    """One TFLite tensor; `data` is None for anything computed at run time."""
+    """One TFLite tensor; `data` is None for anything computed at run time. `scales` is the tensor of block scales."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     data: np.ndarray | None = None
     quant: Quant | None = None
+    scales: int = -1
 
 
 @dataclass
@@ -57,7 +64,11 @@ class Writer:
     ) -> int:
         """Adds a tensor and returns its index; a taken name gets a number behind it."""
         shape = tuple(int(d) for d in shape)
-        self.tensors.append(Tensor(self._unique(name), shape, np.dtype(dtype), data, quant))
+        scales = -1
+        if quant is not None and quant.block:
+            held = np.asarray(quant.scale, np.float16).reshape(shape[0], -1)
+            scales = self.tensor(f"{name}_scales", held.shape, held.dtype, held)
+        self.tensors.append(Tensor(self._unique(name), shape, np.dtype(dtype), data, quant, scales))
         return len(self.tensors) - 1
 
     def operator(self, code: str, inputs: list[int], outputs: list[int], options: dict[str, Any]) -> None:
@@ -138,9 +149,12 @@ class Writer:
         used = set(keep)
         for op in self.operators:
             used |= set(op.inputs) | set(op.outputs)
+        used |= {self.tensors[i].scales for i in used if i >= 0}
         order = [i for i in range(len(self.tensors)) if i in used]
         new = {old: k for k, old in enumerate(order)} | {-1: -1}
         self.tensors = [self.tensors[i] for i in order]
+        for tensor in self.tensors:
+            tensor.scales = new[tensor.scales]
         for op in self.operators:
             op.inputs = [new[i] for i in op.inputs]
             op.outputs = [new[i] for i in op.outputs]
@@ -212,8 +226,11 @@ def type_code(schema: Any, dtype: Any) -> int:
 
 
 def _bytes(data: np.ndarray) -> Any:
-    """The bytes of an array, not copied where they lie in order already."""
+    """The bytes of an array, not copied where they lie in order already; of 4-bit numbers two in a byte, low first."""
     whole = np.ascontiguousarray(data)
+    if whole.dtype.name == "int4":
+        nibbles = np.append(whole.reshape(-1).astype(np.int8), np.zeros(whole.size % 2, np.int8)).view(np.uint8) & 15
+        whole = nibbles[0::2] | nibbles[1::2] << 4
     return whole.reshape(-1).view(np.uint8).data if whole.size else b""
 
 
@@ -226,6 +243,13 @@ def _tensor(schema: Any, tensor: Tensor, buffers: _Buffers) -> Any:
         item.buffer = buffers.add(_bytes(tensor.data))
     if tensor.quant is not None:
         item.quantization = schema.QuantizationParametersT()
+        if tensor.quant.block:
+            item.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+            item.quantization.details = schema.BlockwiseQuantizationT()
+            item.quantization.details.scales = tensor.scales
+            item.quantization.details.zeroPoints = -1
+            item.quantization.details.blockSize = tensor.quant.block
+            return item
         item.quantization.scale = [float(s) for s in tensor.quant.scale]
         item.quantization.zeroPoint = [int(z) for z in tensor.quant.zero_point]
         item.quantization.quantizedDimension = tensor.quant.axis

@@ -255,6 +255,8 @@ def matmul_bias(graph: Graph) -> None:
             if product.inputs[0] in graph.consts or row.size != shape[-1] or row.shape[-1:] != shape[-1:]:
                 continue
             product.inputs = [*product.inputs, node.inputs[1 - i]]
+            if "fused" in node.attrs:
+                product.attrs["fused"] = node.attrs["fused"]
             product.outputs, node.outputs = [node.out], []
             links.makers[product.out] = product
             break

@@ -74,16 +74,22 @@ def _by_type(int8: int = 2, int16: int = 1, high_rank: int = 1, **others: int) -
 def _conv(ins: Tensors, outs: Tensors, options: dict[str, Any]) -> int:
     if ins[0].shape[-1] != ins[1].shape[-1]:
         return 6  # grouped
-    return 3 if _is(ins[0], "int8") else 1
+    if _is(ins[0], "float32") and _is(ins[1], "int8"):
+        return 5 if len(ins[1].quant.scale) > 1 else 2  # rounds its input while it runs
+    return 4 if _is(ins[0], "int16") else 3 if _is(ins[0], "int8") else 1
 
 
 def _depthwise(ins: Tensors, outs: Tensors, options: dict[str, Any]) -> int:
-    if _is(ins[0], "int8"):
-        return 3
+    if _is(ins[0], "int8", "int16"):
+        return 5 if _is(ins[0], "int16") else 3
     return 2 if max(options.get("dilationHFactor", 1), options.get("dilationWFactor", 1)) > 1 else 1
 
 
 def _fully_connected(ins: Tensors, outs: Tensors, options: dict[str, Any]) -> int:
+    if _is(ins[0], "float32") and _is(ins[1], "int8", "int4"):
+        return 13 if ins[1].quant.block else 12 if len(ins[1].quant.scale) > 1 else 9  # rounds its input row by row
+    if _is(ins[0], "int16"):
+        return 7
     if len(ins) < 3 or ins[2] is None:
         return 6
     if options.get("keepNumDims"):
@@ -190,7 +196,9 @@ _SINCE: dict[tuple[str, int], str] = {
     ("CONV_3D", 1): "2.5.0", ("RESIZE_BILINEAR", 3): "2.2.0", ("RESIZE_NEAREST_NEIGHBOR", 3): "2.3.0",
     ("ARG_MAX", 3): "2.9.0", ("ARG_MIN", 3): "2.9.0", ("LOG", 2): "2.12.0", ("RSQRT", 2): "2.5.0",
     ("STRIDED_SLICE", 4): "2.1.0", ("FULLY_CONNECTED", 6): "2.1.0", ("REDUCE_ALL", 1): "2.6.0",
-    ("BITWISE_XOR", 1): "2.14.0", ("ATAN2", 1): "2.10.0",
+    ("BITWISE_XOR", 1): "2.14.0", ("ATAN2", 1): "2.10.0", ("CONV_2D", 4): "2.3.0", ("CONV_2D", 5): "2.4.0",
+    ("DEPTHWISE_CONV_2D", 5): "2.3.0", ("FULLY_CONNECTED", 7): "2.3.0", ("FULLY_CONNECTED", 9): "2.3.0",
+    ("FULLY_CONNECTED", 12): "2.17.0", ("FULLY_CONNECTED", 13): "2.18.0",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from lepton_edge.tflite_writer import layout
 from lepton_edge.tflite_writer.emit import Emitter
 from lepton_edge.tflite_writer.flatbuffer import Quant
 from lepton_edge.tflite_writer.graph import Node
+
+_ROUNDS: dict[str, Any] = {"asymmetricQuantizeInputs": True}  # a float input with integer weights, row by row
 
 
 def gemm(e: Emitter, n: Node) -> None:
@@ -36,7 +39,7 @@ def gemm(e: Emitter, n: Node) -> None:
     if addend is None or row:
         quant = e.quant(b)
         if quant is not None and len(quant.scale) > 1:
-            quant = Quant(quant.scale, quant.zero_point, 0)
+            quant = replace(quant, axis=0)
         bias_quant = e.quant(addend) if addend else None
         return fully_connected(e, n, a, matrix, bias, n.out, b, quant, bias_quant)
     product = e.graph.fresh(f"{n.out}_product", e.shape(n.out), e.dtype(n.out))
@@ -99,7 +102,7 @@ def matmul(e: Emitter, n: Node) -> None:
         bias = e.value(n.inputs[2]).reshape(-1) if n.has(2) else None
         quant = e.quant(b)
         if quant is not None and len(quant.scale) > 1:
-            quant = Quant(quant.scale, quant.zero_point, 0)
+            quant = replace(quant, axis=0)
         bias_quant = e.quant(n.inputs[2]) if n.has(2) else None
         return fully_connected(e, n, a, weights.T, bias, n.out, b, quant, bias_quant)
     if e.rank(a) == 1 or e.rank(b) == 1:
@@ -136,14 +139,19 @@ def fully_connected(
         matrix = matrix[:, order]
     perm = _inner_last(e, a)
     index = e.get(a, perm)
+    if order is not None and quant is not None and quant.block:  # blocks lie side by side: the input is put in order
+        matrix, t = matrix[:, np.argsort(order)], e.writer.tensors[index]
+        back = e.constant(np.argsort(order).astype(np.int32))
+        index = e.add("GATHER", [index, back], t.shape, t.dtype, axis=len(t.shape) - 1, batchDims=0)
     stored = e.writer.tensors[index].shape
     ins = [index, e.constant(matrix, name, quant)]
     ins.append(e.constant(bias, f"{out}_bias", bias_quant) if bias is not None else -1)
     if ins[2] < 0 and e.writer.tensors[index].dtype == np.float32:
         ins[2] = e.constant(np.zeros(matrix.shape[0], np.float32), "no_bias")
+    kind = {} if e.writer.tensors[ins[1]].dtype.kind == "f" or e.dtype(a).kind != "f" else _ROUNDS
     made = e.add(
         "FULLY_CONNECTED", ins, (*stored[:-1], matrix.shape[0]), e.dtype(out), out, e.quant(out),
-        keepNumDims=len(stored) != 2, fusedActivationFunction=n.attrs.get("fused", "NONE"),
+        keepNumDims=len(stored) != 2, fusedActivationFunction=n.attrs.get("fused", "NONE"), **kind,
     )  # fmt: skip
     if rank == 1:
         e.put(out, e.reshape(made, e.shape(out)), (0,))

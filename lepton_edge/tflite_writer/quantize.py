@@ -4,13 +4,16 @@
 - weights must be symmetric int8, per tensor or per output channel; biases become int32 with scale input * weight;
 - operators that only move elements keep their input's scale, and a requantization follows where Q asks for another;
 - Softmax and Sigmoid have TFLite's fixed output scale 1/256, Tanh 1/128, again requantized;
-- anything else stays float between DEQUANTIZE and QUANTIZE; DequantizeLinear of a constant becomes float weights.
+- int16 tensors with zero point 0 become int16 operators with int8 weights and int64 biases, where LiteRT has kernels;
+- anything else stays float between DEQUANTIZE and QUANTIZE; what float operators read of integer constants is for
+  `compressed.py`, and what that leaves becomes float.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from lepton_edge.tflite_writer.compressed import compress, unpacked
 from lepton_edge.tflite_writer.emit import Unsupported
 from lepton_edge.tflite_writer.flatbuffer import Quant
 from lepton_edge.tflite_writer.fold import sweep
@@ -29,10 +32,18 @@ _FIXED = {
     "Sigmoid": Quant((1 / 256,), (-128,)),
     "Tanh": Quant((1 / 128,), (0,)),
 }
+_FIXED16 = dict.fromkeys(_FIXED, Quant((1 / 32768,), (0,)))
+_INT16 = _WEIGHTED | _ARITHMETIC | set(_FIXED) | {
+    "Concat", "Max", "Min", "GlobalAveragePool", "AveragePool", "ReduceMean", "Relu", "LeakyRelu", "Reshape", "Flatten",
+    "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool", "GlobalMaxPool", "Gather", "Pad", "Resize", "Identity",
+}  # fmt: skip
 
 
-def quantize(graph: Graph) -> bool:
-    """Rewrites in place; returns whether any operator became an integer one."""
+def quantize(graph: Graph, dynamic: bool = False) -> bool:
+    """Rewrites in place; returns whether any operator became one that computes in integers.
+
+    `dynamic`: float products with int8 weights round their inputs while they run.
+    """
     if not any(n.op in ("QuantizeLinear", "DequantizeLinear") for n in graph.nodes):
         return False
     annotate(graph)
@@ -43,9 +54,10 @@ def quantize(graph: Graph) -> bool:
         done = done or made is not None
         nodes += [node] if made is None else made
     graph.nodes = nodes
+    rounds = compress(graph, dynamic)
     _float_constants(graph)
     sweep(graph)
-    return done
+    return done or rounds
 
 
 def annotate(graph: Graph) -> None:
@@ -57,9 +69,15 @@ def annotate(graph: Graph) -> None:
         name = node.out if node.op == "QuantizeLinear" else node.inputs[0]
         scale = graph.consts.get(node.inputs[1])
         zero = graph.consts.get(node.inputs[2]) if node.has(2) else np.zeros(1, graph.dtypes[name])
-        if scale is None or zero is None or scale.ndim > 1 or node.attrs.get("block_size"):
-            raise Unsupported(f"{node.op} '{node.name}': its scale or zero point is computed, or in blocks")
+        block = int(node.attrs.get("block_size") or 0)
+        if scale is None or zero is None or scale.ndim > 1 + bool(block):
+            raise Unsupported(f"{node.op} '{node.name}': its scale or zero point is computed")
+        if block and (name not in graph.consts or node.attrs.get("axis", 1) != 0 or zero.any()):
+            raise Unsupported(f"{node.op} '{node.name}': TFLite has blocks for constant symmetric matrices only")
         if name in graph.quant:
+            continue
+        if block:
+            graph.quant[name] = Quant(tuple(scale.T.reshape(-1).tolist()), (0,), 0, block=block)
             continue
         zeros = zero.reshape(-1).astype(np.int64)
         if zeros.size < scale.size:
@@ -82,7 +100,14 @@ def _absorb(graph: Graph, links: Links, node: Node) -> list[Node] | None:
         return None
     sources = [_source(graph, links, name) for name in node.inputs]  # "" where it isn't a DQ's output
     target = graph.quant[after.out]
-    if graph.dtypes[after.out] != np.int8 or len(target.scale) > 1 or not sources[0]:
+    if graph.dtypes[after.out] not in (np.int8, np.int16) or len(target.scale) > 1 or not sources[0]:
+        return None
+    wide = graph.dtypes[after.out] == np.int16
+    if wide and (
+        node.op not in _INT16 or any(z for n in (after.out, *sources) if n for z in graph.quant[n].zero_point)
+    ):
+        return None
+    if graph.dtypes[sources[0]] != graph.dtypes[after.out]:
         return None
     if node.op in _WEIGHTED:
         return _weighted(graph, node, sources, after)
@@ -98,7 +123,7 @@ def _absorb(graph: Graph, links: Links, node: Node) -> list[Node] | None:
             return None
         return _finish(graph, node, inputs, after)
     if node.op in _FIXED:
-        return _finish(graph, node, inputs, after, _FIXED[node.op])
+        return _finish(graph, node, inputs, after, (_FIXED16 if wide else _FIXED)[node.op])
     zero_pad = node.op == "Pad" and node.attrs.get("mode", "constant") == "constant" and not _pads_value(graph, node)
     if node.op in _MOVES or zero_pad or (node.op == "Resize" and node.attrs.get("mode", "nearest") != "cubic"):
         return _finish(graph, node, inputs, after, graph.quant[sources[0]])
@@ -115,27 +140,29 @@ def _only_quantizer(graph: Graph, links: Links, node: Node) -> Node | None:
 
 
 def _source(graph: Graph, links: Links, name: str) -> str:
-    """The int8 or int32 tensor behind a DQ's output, or an empty name."""
+    """The int8, int16 or int32 tensor behind a DQ's output, or an empty name."""
     maker = links.maker(name, "DequantizeLinear") if name else None
-    if maker is None or graph.dtypes[maker.inputs[0]] not in (np.int8, np.int32):
+    if maker is None or graph.dtypes[maker.inputs[0]] not in (np.int8, np.int16, np.int32):
         return ""
     return maker.inputs[0]
 
 
 def _flat(graph: Graph, names: list[str]) -> bool:
-    """Whether all are int8 with one scale for the whole tensor."""
-    return all(n and graph.dtypes[n] == np.int8 and len(graph.quant[n].scale) == 1 for n in names)
+    """Whether all are int8, or all int16, with one scale for the whole tensor."""
+    kinds = {graph.dtypes[n] if n else None for n in names}
+    known = kinds in ({np.dtype(np.int8)}, {np.dtype(np.int16)})
+    return known and all(len(graph.quant[n].scale) == 1 for n in names)
 
 
 def _finish(graph: Graph, node: Node, inputs: list[str], after: Node, made: Quant | None = None) -> list[Node]:
     """The node on int8 tensors, its output in Q's scale or in `made`, then requantized."""
     out = after.out
     new = Node(node.op, node.name, inputs, [out], node.attrs)
-    after.outputs = [graph.fresh(f"{out}_unused", graph.shapes[out], np.int8)]  # the Q is dead now, and swept
+    after.outputs = [graph.fresh(f"{out}_unused", graph.shapes[out], graph.dtypes[out])]  # the Q is dead now, and swept
     target = graph.quant[after.out] = graph.quant[out]
     if made is None or (made.scale, made.zero_point) == (target.scale, target.zero_point):
         return [new]
-    middle = graph.fresh(f"{out}_own_scale", graph.shapes[out], np.int8)
+    middle = graph.fresh(f"{out}_own_scale", graph.shapes[out], graph.dtypes[out])
     graph.quant[middle], new.outputs = made, [middle]
     return [new, Node("Requantize", f"{node.name}/requantize", [middle], [out])]
 
@@ -145,7 +172,7 @@ def _joined(graph: Graph, node: Node, sources: list[str], after: Node) -> list[N
     target, before, names = graph.quant[after.out], [], []
     for name in sources:
         if (graph.quant[name].scale, graph.quant[name].zero_point) != (target.scale, target.zero_point):
-            moved = graph.fresh(f"{name}_rescaled", graph.shapes[name], np.int8)
+            moved = graph.fresh(f"{name}_rescaled", graph.shapes[name], graph.dtypes[name])
             graph.quant[moved] = target
             before.append(Node("Requantize", f"{node.name}/requantize", [name], [moved]))
             name = moved
@@ -154,18 +181,22 @@ def _joined(graph: Graph, node: Node, sources: list[str], after: Node) -> list[N
 
 
 def _weighted(graph: Graph, node: Node, sources: list[str], after: Node) -> list[Node] | None:
-    """Conv, ConvTranspose, Gemm and MatMul with constant symmetric weights and an int32 bias."""
+    """Conv, ConvTranspose, Gemm and MatMul with constant symmetric weights and a bias of int32, or int64 for int16."""
     x, w = sources[0], sources[1]
-    if not _flat(graph, [x]) or not w or graph.dtypes[w] != np.int8:
+    if not _flat(graph, [x]) or not w:
+        return None
+    if w in graph.consts and graph.dtypes[w] != np.int8:
         return None
     if w not in graph.consts:
+        if graph.dtypes[w] != graph.dtypes[x]:
+            return None
         return _finish(graph, node, [x, w], after) if node.op == "MatMul" and _flat(graph, [w]) else None
     quant, weights = graph.quant[w], graph.consts[w]
     if any(quant.zero_point) or not _channels_fit(node, weights, quant):
         return None
     units = graph.shapes[after.out][1 if "Conv" in node.op else -1]
     scale = np.broadcast_to(np.asarray(quant.scale) * graph.quant[x].scale[0], units if len(quant.scale) > 1 else 1)
-    bias = _bias(graph, node, sources, scale, units)
+    bias = _bias(graph, node, sources, scale, units, np.int64 if graph.dtypes[x] == np.int16 else np.int32)
     return None if bias is None else _finish(graph, node, [x, w, bias], after)
 
 
@@ -190,8 +221,8 @@ def _channels_fit(node: Node, weights: np.ndarray, quant: Quant) -> bool:
     return len(quant.scale) == 1 or quant.axis == outputs
 
 
-def _bias(graph: Graph, node: Node, sources: list[str], scale: np.ndarray, units: int) -> str | None:
-    """An int32 bias constant with scale input * weight; None when the bias isn't constant."""
+def _bias(graph: Graph, node: Node, sources: list[str], scale: np.ndarray, units: int, dtype: type) -> str | None:
+    """A bias constant with scale input * weight; None when the bias isn't constant."""
     if not node.has(2):
         value = np.zeros(units, np.int32)
     elif sources[2]:
@@ -206,7 +237,7 @@ def _bias(graph: Graph, node: Node, sources: list[str], scale: np.ndarray, units
         if stored is None:
             return None
         value = np.rint(stored.reshape(-1).astype(np.float64) / scale)
-    value = np.broadcast_to(np.clip(value, -(2**31), 2**31 - 1), units).astype(np.int32)
+    value = np.broadcast_to(np.clip(value, -(2**31), 2**31 - 1), units).astype(dtype)
     name = graph.constant(f"{node.name}_bias", value)
     graph.quant[name] = Quant(tuple(float(s) for s in scale), (0,) * scale.size, 0)
     return name
@@ -236,11 +267,6 @@ def _float_constants(graph: Graph) -> None:
         if value is None:
             kept.append(node)
             continue
-        quant = graph.quant[node.inputs[0]]
-        shape = [1] * value.ndim
-        if len(quant.scale) > 1:
-            shape[quant.axis] = -1
-        zero, scale = (np.asarray(v, np.float32).reshape(shape) for v in (quant.zero_point, quant.scale))
-        graph.consts[node.out] = ((value.astype(np.float32) - zero) * scale).astype(np.float32)
+        graph.consts[node.out] = unpacked(value, graph.quant[node.inputs[0]])
         graph.dtypes[node.out] = np.dtype(np.float32)
     graph.nodes = kept
