@@ -5,6 +5,7 @@ model ── load ─▶ source ── plan, steps ─▶ candidates ── veri
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
     """
     start = time.monotonic()
     rundir.check(out)
+    recipe = _for_device(recipe)
     device = get_device(recipe.compress.device)
     threads = record.threads(recipe, device)
     asked = targets(recipe.compress.to)
@@ -93,6 +95,7 @@ def convert(
     release = runtime_check.release(ask.runtime) if ask.runtime else None
     verbs = (*verbs, *(["halve"] if ask.dtype == "float16" else []), *(["fit"] if release else []))
     if "quantize" in verbs:
+        recipe = _for_device(recipe)
         schemes.require(recipe.quantize, target)
     out = out or Path(f"{model.stem}{'.' + record.scheme(verbs, recipe.quantize) if verbs else ''}{suffix(target)}")
     if out.resolve() == model.resolve():
@@ -130,6 +133,12 @@ def convert(
     made = record.artifact_record(written, result, figures, got.info, feeds, recipe.quantize)
     more = {"rungs": rungs} if rungs else {}
     return made | more | {"transposes": routes.transposes(facts), "operators": facts["operators"]}
+
+
+def _for_device(recipe: Recipe) -> Recipe:
+    """The recipe with what the device's instruction set asks of a quantization, where it does not say otherwise."""
+    wanted = get_device(recipe.compress.device).quantize_options()
+    return dataclasses.replace(recipe, quantize={**wanted, **recipe.quantize})
 
 
 def _rescues(verbs: Sequence[str], recipe: Recipe) -> bool:

@@ -17,6 +17,7 @@ from lepton_edge.clikit import (
     DROP,
     QUANTIZE,
     SAMPLES,
+    TARGET,
     TRAIN,
     command,
     emit,
@@ -146,7 +147,7 @@ def _check_drop(made: dict, limit: float | None) -> None:
             )
 
 
-@command(app, DATA, QUANTIZE, DROP)
+@command(app, DATA, QUANTIZE, DROP, TARGET)
 def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: SimpleNamespace) -> None:
     """Quantization, by default static int8 with calibration samples.
 

@@ -131,6 +131,7 @@ BENCH: Group = {
         None,
     ),
 }
+TARGET: Group = {"device": BENCH["device"]}
 DROP: Group = {
     "max_drop": (
         Annotated[

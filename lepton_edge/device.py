@@ -61,6 +61,15 @@ class Device:
         """The device's instruction set extensions; for this machine they are read off it."""
         return tuple(isa_features()) if self.is_here and not self.isa else self.isa
 
+    def quantize_options(self) -> dict[str, Any]:
+        """Options of the quantize pass that its instruction set asks for: see ``scheme``."""
+        known: dict[str, dict[str, Any]] = {
+            "u8s8": {"reduce_range": "off"},
+            "u8s8-reduced": {"reduce_range": "on"},
+            "s8s8": {"reduce_range": "off", "signed": True},
+        }
+        return known.get(self.scheme, {})
+
     def to_dict(self) -> dict[str, Any]:
         """Every field, as plain data, and `latency_note`."""
         data = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

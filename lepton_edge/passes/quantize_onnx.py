@@ -30,6 +30,7 @@ def run(
     preset: str = "default",
     ranges: str = "auto",
     reduce_range: str = "auto",
+    signed: bool = False,
     block: int = 32,
     memory: str = "1GB",
     rung: str = "",
@@ -45,10 +46,11 @@ def run(
 
     `preset` is "fast" (no learned rounding, ranges by least squares), "default" or "best". `ranges` of activations are
     chosen by the error measured at the outputs ("auto") or by one method for all. On x86 without VNNI uint8 x int8
-    saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and "off" decide it for another machine. Of a
-    transformer only the products with weights are quantized. `memory` bounds the tensors that are observed at once.
-    `rung` does no more than minmax, ranges, balance, bias or rounding of the preset; `wide` and `kept` give the worst
-    layers that make this share of the noise 16-bit activations, or leave them float.
+    saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and "off" decide it for another machine.
+    `signed` makes activations int8 (S8S8, which ARM is fastest at), with the same values. Of a transformer only the
+    products with weights are quantized. `memory` bounds the tensors that are observed at once. `rung` does no more than
+    minmax, ranges, balance, bias or rounding of the preset; `wide` and `kept` give the worst layers that make this
+    share of the noise 16-bit activations, or leave them float.
 
     Raises LeptonError for a scheme that ONNX has not, a model that is quantized already or has nothing to quantize, for
     no samples, and for data of other inputs.
@@ -74,6 +76,7 @@ def run(
     options = core.Options(
         effort,
         weight_bits=7 if saturates else 8,
+        signed=signed,
         ranges=ranges,
         seed=seed,
         memory=byte_count(memory),
@@ -112,7 +115,8 @@ def _static(src: str, feed: Samples, scheme: str, options: Any, preset: str, tol
         ]
     else:
         width = " (7 bits: no VNNI)" if options.weight_bits == 7 else ""
-        notes = [f"int8, preset {preset}: uint8 activations, int8 weights per channel{width}"]
+        kind = "int8" if options.signed else "uint8"
+        notes = [f"int8, preset {preset}: {kind} activations, int8 weights per channel{width}"]
     notes += _settled(made.figures.get("growth", {}), len(feed))
     if made.spec.placement.local:
         notes.append("attention found: only products with weights are quantized")
