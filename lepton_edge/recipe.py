@@ -19,6 +19,7 @@ max_size = 4_000_000          # bytes
 sparsity = 0.5
 
 [quantize]                    # options of the quantize passes
+scheme = "w8a8"               # or w8a16, dynamic, w8, w4, float16: see lepton_edge/quant/schemes.py
 
 [bench]
 seconds = 3.0

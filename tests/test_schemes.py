@@ -227,7 +227,9 @@ def _onnx(found):
 
 
 def test_w8a16_is_int16_all_through_in_tflite(made):
-    found = operators(as_format(made("conv", "w8a16")[0], "tflite"))
+    source, unseen, _ = made("conv", "w8a16")
+    assert sqnr("conv", as_format(source, "tflite"), "tflite", unseen, made) > 50
+    found = operators(as_format(source, "tflite"))
     names = [name for name, _, _ in found]
     assert names.count("QUANTIZE") == 1 and names.count("DEQUANTIZE") == 1
     convs = [kinds for name, _, kinds in found if "CONV" in name or name == "FULLY_CONNECTED"]

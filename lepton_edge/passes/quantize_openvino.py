@@ -35,6 +35,8 @@ def run(
 ) -> dict:
     """Write an int8 `dst` (.xml and its .bin): weights per channel, bias corrected.
 
+    Other schemes than w8a8 are made on the ONNX form of a model, and refused here.
+
     `model_type` "transformer" adds NNCF's smoothing and keeps what attention needs in float; "auto" does so
     where the graph has attention. `ranges` of activations are the extremes over all samples ("minmax"), or NNCF's
     own mean of each sample's extremes ("average"), which clips rare values for finer steps; "auto" quantizes both

@@ -32,6 +32,8 @@ def run(
 ) -> dict:
     """Write an int8 `dst`: weights per channel, activations per tensor, inputs and outputs still float.
 
+    Other schemes than w8a8 are made on the ONNX form of a model, and refused here.
+
     Activation ranges are the extremes seen over the samples ("minmax") or a moving average of each sample's
     extremes ("average", which clips rare peaks). Raises LeptonError for a model that is quantized already
     or has nothing to quantize, for no samples, and for data of other inputs.

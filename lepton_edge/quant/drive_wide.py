@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import core, weight_only
+from lepton_edge.quant import core, emit_weights, weight_only
 from lepton_edge.quant.grid import Grid, activation_grid
 from lepton_edge.quant.place import Site, place
 from lepton_edge.quant.prepare import prepare
@@ -51,6 +51,8 @@ def quantize(
         preset.positions,
         lambda done, total: told(done, total, "rounding weights, layer"),
     )
+    tables = weight_only.tables(net)
+    made = emit_weights.write(made, (), {}, tables)
     weights = {
         layer.y: (stored[layer.y].values.astype(np.int64), _grid(stored[layer.y].scale, layer.axis))
         for layer in placement.layers
@@ -58,7 +60,7 @@ def quantize(
     spec = QuantSpec(placement, grids, weights)
     error = core.error_of(net, made, spec, core.take(samples, 32))
     figures = {
-        "layers": len(placement.layers),
+        "layers": len(placement.layers) + len(tables),
         "sites": len(placement.sites),
         "growth": growth,
         "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
