@@ -178,6 +178,48 @@ def test_three_files_hold_the_same_scales_and_answer_alike(tmp_path):
         assert sqnr(got["onnxruntime"], values) > 35, runtime
 
 
+def test_a_transformer_is_int8_in_three_files(tmp_path):
+    """TFLite has no product of int8 activations with a float result: there rows are rounded while it runs."""
+    from ai_edge_litert.interpreter import Interpreter
+    from test_runtimes import needs
+
+    samples = nets.attention(tmp_path / "m.onnx", width=64)
+    written(tmp_path, samples)
+    float_ = answers(prepare(str(tmp_path / "m.onnx")), samples)
+    for runtime, file in (("onnxruntime", "q.onnx"), ("litert", "q.tflite"), ("openvino", "q.xml")):
+        session = needs(runtime).load(str(tmp_path / file))
+        name = session.inputs[0]["name"]
+        got = [next(iter(session.run({name: s["x"]}).values())).reshape(1, -1) for s in samples]
+        assert sqnr(float_, np.concatenate(got)) > 20, runtime
+    interpreter = Interpreter(str(tmp_path / "q.tflite"))
+    kinds = {t["name"]: t["dtype"] for t in interpreter.get_tensor_details()}
+    assert sum(k == np.int8 for k in kinds.values()) == 6  # the weights, and no activation
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "dtype"),
+    [("generic-x86-avx2", 63, np.uint8), ("generic-x86-vnni", 127, np.uint8), ("raspberrypi5", 127, np.int8)],
+)
+def test_the_device_decides_what_is_multiplied(tmp_path, device, weights, dtype):
+    import onnx
+    from onnx import numpy_helper
+
+    from lepton_edge.device import get_device
+    from lepton_edge.feeds import feed_from_arrays
+    from lepton_edge.passes import quantize_onnx
+
+    x = np.concatenate([s["x"] for s in nets.inverted_residual(tmp_path / "m.onnx")])
+    feed_from_arrays({"x": x}, None, tmp_path / "feed", source="test")
+    options = get_device(device).quantize_options()
+    quantize_onnx.run(
+        str(tmp_path / "m.onnx"), str(tmp_path / "q.onnx"), data=str(tmp_path / "feed"), preset="fast", **options
+    )
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    peaks = {int(np.abs(v.astype(int)).max()) for k, v in stored.items() if k.endswith("w_quantized")}
+    assert peaks == {weights}
+    assert stored["x_zero_point"].dtype == dtype
+
+
 def test_every_layer_is_computed_in_integers_by_onnx_runtime(tmp_path):
     import onnx
     import onnxruntime as ort

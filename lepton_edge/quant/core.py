@@ -100,7 +100,7 @@ class Quantized:
         """The QDQ ModelProto."""
         from lepton_edge.quant.net import to_proto
 
-        return to_proto(emit(self.net, self.spec))
+        return to_proto(written(self.net, self.spec))
 
 
 def quantize(path: str, samples: Sequence[Sample], options: Options = Options(), told: Told | None = None) -> Quantized:
@@ -145,6 +145,15 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
     }
     return Quantized(made, spec, figures)
+
+
+def written(net: Net, spec: QuantSpec) -> Net:
+    """The QDQ net, with embedding tables as int8 by row, which costs no operator more than a small Cast and Mul."""
+    from lepton_edge.quant import emit_weights, weight_only
+
+    made = emit(net, spec)
+    found = weight_only.tables(net)
+    return emit_weights.write(made, [], {}, found) if found else made
 
 
 def macs(net: Net, placement: Placement) -> int:
@@ -320,7 +329,7 @@ def _start(site: Site, observer: Observer, method: str, bits: int) -> tuple[floa
 
 def error_of(net: Net, made: Net, spec: QuantSpec, samples: Sequence[Sample]) -> float:
     """Noise over power of the quantized net's outputs against the float net's."""
-    before, after = Runner(net), Runner(emit(made, spec), net.outputs)
+    before, after = Runner(net), Runner(written(made, spec), net.outputs)
     pairs = [(before.run(sample), after.run(sample)) for sample in samples]
     return distance([a for a, _ in pairs], [b for _, b in pairs])
 
