@@ -54,7 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="NAME=FILE", help="further int8 .onnx files of MobileNetV2")
     parser.add_argument("--images", type=int, default=60, help="evaluation images (60)")
-    parser.add_argument("--ours", metavar="OPTIONS", help="options of `lepton-edge quantize` for an AVX2 target")
+    parser.add_argument(
+        "--ours",
+        metavar="OPTIONS",
+        default="--device generic-x86-avx2",
+        help="options of `lepton-edge quantize` for an AVX2 target",
+    )
     args = parser.parse_args()
     if shutil.which(EMULATOR[0]) is None:
         raise SystemExit(f"{EMULATOR[0]} was not found: on Debian and Ubuntu, apt-get install qemu-user-static")

@@ -244,23 +244,20 @@ def worst_layers(told: sensitivity.Sensitivity, share: float) -> frozenset[str]:
 
 def rebased(net: Net, placement: Placement, samples: Sequence[Sample], seed: int) -> Net:
     """A copy with every linear residual stream in the basis that quantizes best."""
+    found = streams.find(net, placement)
+    of = {tensor: k for k, stream in enumerate(found) for tensor in stream.tensors}
+    rngs = [np.random.default_rng((seed, k)) for k in range(len(found))]
+    rows: list[list[np.ndarray]] = [[] for _ in found]
+
+    def take_rows(name: str, value: np.ndarray) -> None:
+        k = of[name]
+        rows[k].append(finite(name, streams.vectors(found[k], value, ROWS, rngs[k])))
+
+    each(net, list(of), samples, take_rows)
     made = net.copy()
-    for stream in streams.find(net, placement):
-        streams.change(made, stream, streams.basis(made, stream, _rows(net, stream, samples, seed), seed))
+    for stream, held in zip(found, rows, strict=True):
+        streams.change(made, stream, streams.basis(made, stream, np.concatenate(held), seed))
     return made
-
-
-def _rows(net: Net, stream: streams.Stream, samples: Sequence[Sample], seed: int) -> np.ndarray:
-    """Channel vectors [positions, channels] of a stream's tensors."""
-    rng = np.random.default_rng(seed)
-    rows: list[np.ndarray] = []
-    each(
-        net,
-        stream.tensors,
-        samples,
-        lambda name, value: rows.append(finite(name, streams.vectors(stream, value, ROWS, rng))),
-    )
-    return np.concatenate(rows)
 
 
 def equalized(net: Net, placement: Placement, samples: Sequence[Sample]) -> Net:
