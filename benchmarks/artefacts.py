@@ -190,9 +190,16 @@ def has_presets() -> bool:
 
 
 def ours(made_of: Prepared, presets: tuple[str, ...] = PRESETS) -> list[Artefact]:
-    """Our artefacts, one a preset, each made afresh in every format as a user would, with an empty cache."""
+    """Our artefacts, one a preset, each made as a user would for one format after the other, from an empty cache."""
     chosen: tuple[str | None, ...] = presets if has_presets() else (None,)
     return [_ours(made_of, preset) for preset in chosen]
+
+
+def _run(made_of: Prepared, runtime: str, out: Path, extra: list[str], store: str) -> Run:
+    """Our command for one format; what an earlier one quantized is taken from the store."""
+    command = [str(BIN / "lepton-edge"), "quantize", str(made_of.model), "--data", str(made_of.calib)]
+    command += ["--eval", str(made_of.eval), "--to", FORMAT_OF[runtime], "-o", str(out), *extra, "--json"]
+    return measured(command, timeout_s=TIMEOUT_S, environ={"LEPTON_EDGE_CACHE": store})
 
 
 def _ours(made_of: Prepared, preset: str | None) -> Artefact:
@@ -200,12 +207,13 @@ def _ours(made_of: Prepared, preset: str | None) -> Artefact:
     made = Artefact(name, f"lepton-edge {preset}" if preset else "lepton-edge", "ours")
     folder = cache("artefacts", made_of.name, name)
     extra = ["--preset", preset] if preset else []
+    with tempfile.TemporaryDirectory(dir=cache("scratch")) as fresh:
+        runs = {
+            runtime: _run(made_of, runtime, folder / f"model{suffix}", extra, fresh)
+            for runtime, suffix in FORMATS.items()
+        }
     for runtime, suffix in FORMATS.items():
-        out = folder / f"model{suffix}"
-        command = [str(BIN / "lepton-edge"), "quantize", str(made_of.model), "--data", str(made_of.calib)]
-        command += ["--eval", str(made_of.eval), "--to", FORMAT_OF[runtime], "-o", str(out), *extra, "--json"]
-        with tempfile.TemporaryDirectory(dir=cache("scratch")) as fresh:
-            done = measured(command, timeout_s=TIMEOUT_S, environ={"LEPTON_EDGE_CACHE": fresh})
+        out, done = folder / f"model{suffix}", runs[runtime]
         if done.code:
             made.refused[runtime] = f"failed: {done.ended or last_words(done.stderr)}"
             continue

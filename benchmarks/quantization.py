@@ -28,7 +28,7 @@ from quantization_page import write_section
 
 FOLDER = RESULTS / "quantization"
 SLOW = ("aimet-adaround", "ort-entropy", "ort-percentile")  # what --quick leaves out
-TIMING = {"seconds": 4.0, "rounds": 10, "passes": 3}
+TIMING = {"seconds": 3.0, "rounds": 10, "passes": 2}
 QUICK = {"seconds": 0.5, "rounds": 5, "passes": 1}
 
 

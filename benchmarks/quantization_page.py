@@ -37,7 +37,7 @@ def write_section() -> None:
         "in ONNX Runtime. Files of one runtime are timed in turn: one thread, batch 1, real samples, fresh processes;",
         "ratios are medians of paired rounds, with the least and the greatest of them in brackets. Seconds and peak",
         "memory are those of the whole command with all its processes; ours include verifying on the evaluation",
-        "samples.",
+        "samples, and quantize once: the files for LiteRT and OpenVINO are made from the one for ONNX Runtime.",
     ]
     for name in ORDER:
         file = FOLDER / f"{name}.json"

@@ -137,7 +137,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         net, placement, grids, solving, effort, lambda done, total: tell(done, total, "solving weights, layer")
     )
     spec = QuantSpec(placement, grids, weights)
-    error = error_of(net, made, spec, take(samples, 32))
+    error = error_of(net, made, spec, take(solving, 32))
     figures = {
         "layers": len(placement.layers),
         "sites": len(placement.sites),

@@ -1,6 +1,6 @@
 """A net cut into segments at places where little is alive, so that work on one layer runs only its segment.
 
-What crosses a cut is kept per sample in a file, not in memory: the cost of solving all layers in turn is then a few
+What crosses a cut is kept per sample, in files where it is much: the cost of solving all layers in turn is then a few
 runs of the net, whatever its depth, and memory does not grow with the samples.
 """
 
@@ -18,6 +18,7 @@ from lepton_edge.quant.place import Layer, Placement
 from lepton_edge.quant.tap import Runner, Sample
 
 WIDEST = 3  # tensors that may cross a cut
+HELD = 64 << 20  # bytes of one cut that stay in memory
 
 
 @dataclass(frozen=True)
@@ -85,33 +86,53 @@ def sub_net(net: Net, segment: Segment) -> Net:
 
 
 class Kept:
-    """What crosses one cut, a file a sample: a list of samples that lie on disk."""
+    """What crosses one cut, sample by sample: the first HELD bytes in memory, the rest a file a sample."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        folder.mkdir(parents=True)
-        self._folder, self.names, self._count = folder, tuple(names), 0
+        self._folder, self.names = folder, tuple(names)
+        self._held: list[list[np.ndarray] | None] = []
+        self._layouts: list[list[tuple[np.dtype, tuple[int, ...]]]] = []
+        self._room = HELD
 
     def add(self, values: Sequence[np.ndarray]) -> None:
         """Take the next sample's values, in the order of `names`."""
-        np.savez(self._folder / f"{self._count}.npz", **{str(k): v for k, v in enumerate(values)})
-        self._count += 1
+        self._room -= sum(v.nbytes for v in values)
+        self._layouts.append([(v.dtype, v.shape) for v in values])
+        if self._room >= 0:
+            self._held.append(list(values))
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / str(len(self._held))).open("wb") as file:
+            for value in values:
+                file.write(np.asarray(value, order="C").tobytes())
+        self._held.append(None)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._held)
 
     def __getitem__(self, k: int) -> Sample:
-        if not 0 <= k < self._count:
+        if not 0 <= k < len(self._held):
             raise IndexError(k)
-        with np.load(self._folder / f"{k}.npz", allow_pickle=False) as held:
-            return {name: held[str(j)] for j, name in enumerate(self.names)}
+        values = self._held[k]
+        return dict(zip(self.names, self._read(k) if values is None else values, strict=True))
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[k] for k in range(self._count))
+        return (self[k] for k in range(len(self)))
 
     def drop(self) -> None:
         """Delete the files."""
-        for k in range(self._count):
-            (self._folder / f"{k}.npz").unlink(missing_ok=True)
+        for k, values in enumerate(self._held):
+            if values is None:
+                (self._folder / str(k)).unlink(missing_ok=True)
+        self._held = []
+
+    def _read(self, k: int) -> list[np.ndarray]:
+        raw, at, values = (self._folder / str(k)).read_bytes(), 0, []
+        for dtype, shape in self._layouts[k]:
+            count = int(np.prod(shape, dtype=np.int64))
+            values.append(np.frombuffer(raw, dtype, count, at).reshape(shape))
+            at += count * dtype.itemsize
+        return values
 
 
 def waves(part: Net, layers: Sequence[Layer]) -> list[list[Layer]]:
