@@ -27,6 +27,8 @@ from quantization_page import write_section
 COUNTS = (100, 300, 3000)
 RIVAL_COUNTS = {"minmax": (100, 300), "entropy": (100, 300)}
 VERIFIED = 32
+ALONE = "--recipe calibration-alone"  # all samples observed, weights to the nearest, nothing else done
+RECIPE = '[quantize]\nrung = "ranges"\n'
 PATH = RESULTS / "quantization" / "calibration_memory.json"
 
 
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["ours", "rivals"])
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), help="samples (100 300 3000)")
     args = parser.parse_args()
-    presets = [f"--preset {p}" for p in ("fast", "default")] if artefacts.has_presets() else [""]
+    presets = ["--preset fast", "--preset default", *(f"--ranges {m} {ALONE}" for m in ("entropy", "mse"))]
     made_of = models.prepare("mobilenet_v2")
     known = {(r["tool"], r["samples"]): r for r in (json.loads(PATH.read_text())["rows"] if PATH.is_file() else [])}
     for count in args.counts:
@@ -94,6 +96,9 @@ def ours(made_of: models.Prepared, data: Path, count: int, options: list[str]) -
         with np.load(made_of.eval) as arrays:
             np.savez(few, **{k: arrays[k][:VERIFIED] for k in arrays.files})
     with tempfile.TemporaryDirectory(dir=cache("scratch")) as fresh:
+        recipe = Path(fresh) / "recipe.toml"
+        recipe.write_text(RECIPE)
+        options = [str(recipe) if o == "calibration-alone" else o for o in options]
         command = [str(BIN / "lepton-edge"), "quantize", str(made_of.model), "--data", str(data), "--eval", str(few)]
         command += ["--samples", str(count), "-o", str(Path(fresh) / "model.onnx"), "--quiet", *options]
         return measured(command, environ={"LEPTON_EDGE_CACHE": fresh}, timeout_s=artefacts.TIMEOUT_S)

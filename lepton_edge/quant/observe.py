@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BINS = 4096
+MOST = 1 << 15  # values of one sample that the histogram counts, evenly spread; extremes are of all
 
 
 @dataclass
@@ -29,7 +30,6 @@ class Observer:
     high: float = -math.inf
     sum_low: float = 0.0
     sum_high: float = 0.0
-    sum: float = 0.0
     sum_squares: float = 0.0
     width: float = 0.0
     first: int = 0
@@ -48,10 +48,10 @@ class Observer:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.sum_low += low
         self.sum_high += high
-        self.sum += float(x.sum(dtype=np.float64))
         self.sum_squares += float(np.dot(x, x)) if x.dtype != np.float16 else float((x.astype(np.float64) ** 2).sum())
         if self.histogram:
             self._cover(low, high)
+            x = x[:: -(-x.size // MOST) | 1]  # odd, so as not to walk along a column of an image
             index = np.floor(x * (1.0 / self.width)).astype(np.int64) - self.first
             self.bins += np.bincount(index, minlength=len(self.bins))
 
@@ -62,7 +62,6 @@ class Observer:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.sum_low += other.sum_low
         self.sum_high += other.sum_high
-        self.sum += other.sum
         self.sum_squares += other.sum_squares
         if not other.bins.size:
             return

@@ -25,7 +25,7 @@ def choose(observer: Observer, method: str, bits: int = 8) -> tuple[float, float
 
 def percentile(observer: Observer, share: float) -> tuple[float, float]:
     """The range that leaves (100 - share) / 2 per cent of the values out on each side."""
-    mass = np.cumsum(observer.bins) / observer.count
+    mass = np.cumsum(observer.bins) / observer.bins.sum()
     tail = (100 - share) / 200
     edges = (np.arange(observer.first, observer.first + len(observer.bins) + 1)) * observer.width
     low = edges[int(np.searchsorted(mass, tail, side="right"))]

@@ -48,6 +48,8 @@ def solve(
 ) -> tuple[Net, Weights]:
     """A copy of `net` with corrected biases, and integer weights with their grids, by layer output."""
     made = net.copy()
+    if not (effort.refit or effort.learned or effort.corrected):
+        return made, {y.y: _nearest(net.consts[y.weight], y, effort) for y in placement.layers}
     weights: Weights = {}
     floats: Sequence[Sample] | Kept = samples
     quants: Sequence[Sample] | Kept = samples
