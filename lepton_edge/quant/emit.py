@@ -108,6 +108,8 @@ def _weights(made: Net, layer: Any, spec: QuantSpec) -> None:
     integers, grid = spec.weights[layer.y]
     _replace(made, layer.weight, integers.astype(np.int8), grid, [node])
     x_grid = spec.grid_of(layer.x)
+    if layer.op == "MatMul":
+        _lift_bias(made, layer.y)
     if not layer.bias or x_grid is None or layer.op == "MatMul":
         return
     scale = (grid.scale.astype(np.float64) * float(x_grid.scale[0])).astype(np.float32)
@@ -116,6 +118,22 @@ def _weights(made: Net, layer: Any, spec: QuantSpec) -> None:
     steps = np.rint(bias / np.broadcast_to(scale.astype(np.float64), bias.shape))
     bias_grid = Grid(scale, np.zeros(len(scale), np.int64), -wide, wide, 0 if len(scale) > 1 else None)
     _replace(made, layer.bias, np.clip(steps, -wide, wide).astype(np.int32), bias_grid, [node])
+
+
+def _lift_bias(made: Net, y: str) -> None:
+    """Give the constant that a product's sum adds a rank of 3: ONNX Runtime makes a float Gemm of a sum with a vector,
+    before it sees that the product is one of integers."""
+    user = made.alone(y)
+    if user is None or user.op_type != "Add" or len(made.shapes.get(y) or ()) < 3:
+        return
+    for k, name in enumerate(user.input):
+        value = made.consts.get(name)
+        if value is not None and value.ndim == 1 and value.size > 1:
+            lifted = made.fresh(f"{name}_lifted")
+            made.consts[lifted] = value.reshape(1, 1, -1)
+            user.input[k] = lifted
+            made.link()
+            return
 
 
 def _sort(made: Net) -> None:

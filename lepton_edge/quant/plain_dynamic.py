@@ -9,6 +9,39 @@ from __future__ import annotations
 from typing import Any
 
 
+def unrounded(model: Any) -> bool:
+    """Take out, in a ModelProto, the static 8-bit rounding before products whose result stays float; was there any.
+
+    LiteRT has no product of int8 activations with a float result: it rounds each row of them while it runs.
+    """
+    graph = model.graph
+    makers = {out: node for node in graph.node for out in node.output}
+    constants = {item.name for item in graph.initializer}
+    rounded = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    eight = {item.name for item in graph.initializer if item.data_type in (2, 3)}  # uint8, int8
+    found = False
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm") or node.output[0] in rounded:
+            continue
+        back, weight = makers.get(node.input[0]), makers.get(node.input[1])
+        if back is None or weight is None or {back.op_type, weight.op_type} != {"DequantizeLinear"}:
+            continue
+        to = makers.get(back.input[0])
+        if to is None or to.op_type != "QuantizeLinear" or to.input[0] in constants:
+            continue
+        if weight.input[0] in eight and len(to.input) > 2 and to.input[2] in eight:
+            node.input[0] = to.input[0]
+            found = True
+    if found:
+        read = {name for node in graph.node for name in node.input} | {port.name for port in graph.output}
+        for kind in ("DequantizeLinear", "QuantizeLinear"):
+            dead = [n for n in graph.node if n.op_type == kind and n.output[0] not in read]
+            for n in dead:
+                graph.node.remove(n)
+            read = {name for node in graph.node for name in node.input} | {port.name for port in graph.output}
+    return found
+
+
 def plain(model: Any) -> bool:
     """Rewrite, in a ModelProto, every such product; whether there was any."""
     from onnx import helper

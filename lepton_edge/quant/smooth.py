@@ -4,7 +4,7 @@ x W = (x / s) (diag(s) W) for any s > 0 of each channel. What a grid must cover 
 the rows of W take the difference (Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for
 Large Language Models", arXiv:2211.10438). The exponent of s = max|x|^a / max|W|^(1 - a) is chosen for each tensor by
 the noise that both grids together leave in the readers' outputs. The division goes into the constants of the
-LayerNormalization before it where nobody else reads its result; else it is a product of its own.
+LayerNormalization or of the product before it where nobody else reads its result; else it is a product of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lepton_edge.quant.place import Layer, Placement
 from lepton_edge.quant.tap import Sample, each, finite
 
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-GAIN_DB = 1.5  # less than this is not worth an operator
+GAIN_DB, DEAR_DB = 0.5, 5.5  # what it has to gain: inside constants that are there, and with an operator of its own
 TINY = 1e-6
 
 
@@ -57,10 +57,15 @@ def smoothed(net: Net, placement: Placement, samples: Iterable[Sample], bits: tu
     each(net, list(readers), samples, take)
     made = net.copy()
     for name, layers in readers.items():
-        if name in seen and (s := factors(seen[name], _weight(net, layers), bits)) is not None:
-            _scale_readers(made, layers, s)
-            if not _folded(made, name, layers, s):
-                _divide(made, name, layers, s)
+        if name not in seen:
+            continue
+        free = _fold(made, name, len(layers), np.ones(len(seen[name].low)), made=False)
+        s = factors(seen[name], _weight(net, layers), bits, GAIN_DB if free else DEAR_DB)
+        if s is None:
+            continue
+        _scale_readers(made, layers, s)
+        if not (free and _fold(made, name, len(layers), s, made=True)):
+            _divide(made, name, layers, s)
     return made
 
 
@@ -81,15 +86,17 @@ def _weight(net: Net, layers: list[Layer]) -> np.ndarray:
     return np.concatenate([net.consts[y.weight] if y.axis == 1 else net.consts[y.weight].T for y in layers], axis=1)
 
 
-def factors(seen: Channels, weight: np.ndarray, bits: tuple[int, int] = (8, 8)) -> np.ndarray | None:
-    """s [channels] of least noise in x W, weight [channels, outputs]; None where it gains less than GAIN_DB."""
+def factors(
+    seen: Channels, weight: np.ndarray, bits: tuple[int, int] = (8, 8), gain: float = GAIN_DB
+) -> np.ndarray | None:
+    """s [channels] of least noise in x W, weight [channels, outputs]; None where it gains less than `gain` dB."""
     weight = weight.astype(np.float64)
     peak = np.maximum(np.maximum(-seen.low, seen.high), 0.0)
     if not peak.max() > 0:
         return None
     peak = np.maximum(peak, TINY * peak.max())
     rows = np.maximum(np.abs(weight).max(1), 1e-12)
-    best, kept = _noise(seen, weight, np.ones(len(peak)), bits) * 10 ** (-GAIN_DB / 10), None
+    best, kept = _noise(seen, weight, np.ones(len(peak)), bits) * 10 ** (-gain / 10), None
     for exponent in EXPONENTS:
         for wanted in (peak**exponent, peak**exponent / rows ** (1 - exponent)):
             s = wanted / np.exp(np.log(wanted).mean())
@@ -114,19 +121,34 @@ def _scale_readers(net: Net, layers: list[Layer], s: np.ndarray) -> None:
         net.consts[layer.weight] = (net.consts[layer.weight].astype(np.float64) * by_row).astype(np.float32)
 
 
-def _folded(net: Net, name: str, layers: list[Layer], s: np.ndarray) -> bool:
-    """Divide inside the LayerNormalization before `name`; False where others read that, or there is none."""
+def _fold(net: Net, name: str, readers: int, s: np.ndarray, made: bool) -> bool:
+    """Divide `name` by s inside constants that make it, where only `readers` nodes read it; whether that can be done.
+
+    It is in the scale and bias of a LayerNormalization, in a constant factor, or in one further up. Nothing is changed
+    unless `made`.
+    """
     maker = net.makers.get(name)
-    if maker is None or maker.op_type != "LayerNormalization" or name in net.outputs:
+    if maker is None or name in net.outputs or len(net.users.get(name, [])) != readers:
         return False
-    constants = [c for c in maker.input[1:] if c]
-    if len(net.users.get(name, [])) != len(layers) or not all(net.private(c) for c in constants):
+    if maker.op_type == "LayerNormalization":
+        constants = [c for c in maker.input[1:] if c]
+        if not all(net.private(c) and net.consts[c].shape == s.shape for c in constants):
+            return False
+        if made:
+            for c in constants:
+                net.consts[c] = (net.consts[c] / s).astype(np.float32)
+        return True
+    if maker.op_type != "Mul":
         return False
-    if any(net.consts[c].shape != s.shape for c in constants):
-        return False
-    for c in constants:
-        net.consts[c] = (net.consts[c] / s).astype(np.float32)
-    return True
+    for k, side in enumerate(maker.input):
+        if side in net.consts and net.consts[side].size in (1, len(s)) and net.consts[side].ndim <= 1:
+            if made:
+                factor = net.fresh(f"{side}_balanced")
+                net.consts[factor] = (net.consts[side].reshape(-1) / s).astype(np.float32)
+                maker.input[k] = factor
+                net.link()
+            return True
+    return any(_fold(net, side, 1, s, made) for side in maker.input)
 
 
 def _divide(net: Net, name: str, layers: list[Layer], s: np.ndarray) -> None:

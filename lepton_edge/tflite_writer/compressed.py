@@ -26,33 +26,19 @@ def compress(graph: Graph, dynamic: bool) -> bool:
         held = _held(graph, links, node)
         if held is None:
             continue
-        source = _rounded(graph, links, node)
-        hybrid = _hybrid(graph, node, held, dynamic or source is not None)
+        hybrid = _hybrid(graph, node, held, dynamic)
         if not hybrid and graph.dtypes[held] != np.int8:
             continue
         name = held
         if not hybrid:
             name = graph.constant(f"{held}_stored", graph.consts[held])
             graph.quant[name] = replace(graph.quant[held], unpack=True)
-        x = source if hybrid and source is not None else node.inputs[0]
-        node.inputs = [x, name, *node.inputs[2:]]
+        node.inputs = [node.inputs[0], name, *node.inputs[2:]]
         rounds, found = rounds or hybrid, True
     if found:
         matmul_bias(graph)
         activations(graph)
     return rounds
-
-
-def _rounded(graph: Graph, links: Links, node: Node) -> str | None:
-    """The float tensor that a product reads through QuantizeLinear and DequantizeLinear of 8 bits.
-
-    LiteRT has no product of int8 activations with a float result; rounding each row while it runs loses less.
-    """
-    back = links.maker(node.inputs[0], "DequantizeLinear") if node.op in ("Gemm", "MatMul") else None
-    to = links.maker(back.inputs[0], "QuantizeLinear") if back is not None else None
-    if back is None or to is None or graph.dtypes[back.inputs[0]] not in (np.int8, np.uint8):
-        return None
-    return to.inputs[0]
 
 
 def _held(graph: Graph, links: Links, node: Node) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import NoWay
-from lepton_edge.quant.plain_dynamic import plain
+from lepton_edge.quant.plain_dynamic import plain, unrounded
 from lepton_edge.tflite_writer import layout
 from lepton_edge.tflite_writer.branches import fold_branches
 from lepton_edge.tflite_writer.check import verify
@@ -83,7 +83,7 @@ def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> t
 
     model = fix_values(read(src), input_values)
     names = fix_inputs(model, input_shapes)
-    dynamic = plain(model)
+    dynamic = plain(model) | unrounded(model)
     fold_branches(model)
     dtypes = {n: input_dtype(model, n) for n in names}
     branches = any(n.op_type == "If" for n in model.graph.node)
