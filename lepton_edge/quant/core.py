@@ -48,7 +48,7 @@ class Preset:
     def scaled(self, macs: int) -> Preset:
         """More samples for the stages that run the model often where that is cheap, fewer where it is dear."""
         factor = min(max(TYPICAL / max(macs, 1), 1 / 3), 6.0)
-        return replace(self, searched=round(self.searched * factor), solved=max(round(self.solved * factor), 24))
+        return replace(self, searched=round(self.searched * factor), solved=max(round(self.solved * factor), 16))
 
     def limited(self, rung: str) -> Preset:
         """The preset with no more than what a rung of LADDER and those below it do; see rescue."""
@@ -64,7 +64,7 @@ class Preset:
 
 
 PRESETS = {
-    "fast": Preset(observed=48, based=24, equalized=24, searched=0, solved=24, positions=32, learned=False),
+    "fast": Preset(48, based=24, equalized=24, searched=0, solved=16, positions=32, learned=False, refit=False),
     "default": Preset(observed=300, based=48, equalized=100, searched=32, solved=96),
     "best": Preset(observed=1000, based=100, equalized=200, searched=64, solved=200, positions=128),
 }
