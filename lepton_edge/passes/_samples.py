@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -43,13 +44,23 @@ class Samples(Sequence[dict[str, np.ndarray]]):
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         i = int(self._indices[position])
-        return {
+        sample = {
             name: np.array(array[i, ...] if name in self._whole else array[i : i + 1], order="C")
             for name, array in self._arrays.items()
         }
+        for array in self._arrays.values():
+            _let_go(array)
+        return sample
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self[i] for i in range(len(self)))
+
+
+def _let_go(array: np.ndarray) -> None:
+    """Pages of a memory-mapped file that were read: else they add up to all the samples."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def one_line(error: BaseException) -> str:
