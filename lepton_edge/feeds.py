@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import re
 import shutil
@@ -76,6 +77,13 @@ class Feed:
             "notes": self.notes,
             "whole": self.whole,
         }
+
+
+def let_go(array: np.ndarray) -> None:
+    """Pages of a memory-mapped array that were read, which else add up to the whole file."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write_feed(source: Source, folder: str | Path, progress: Progress | None = None) -> Feed:

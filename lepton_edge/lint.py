@@ -21,7 +21,7 @@ import numpy as np
 from lepton_edge import registry, verify
 from lepton_edge.array_files import spread
 from lepton_edge.errors import LeptonError
-from lepton_edge.feeds import Feed
+from lepton_edge.feeds import Feed, let_go
 from lepton_edge.launch import python_path
 from lepton_edge.run_feeds import Feeds
 from lepton_edge.stages import Answers, Road, Source
@@ -126,6 +126,7 @@ def _hashes(feed: Feed) -> list[bytes]:
         digest = hashlib.blake2b(digest_size=16)
         for array in arrays:
             digest.update(np.ascontiguousarray(array[i]).tobytes())
+            let_go(array)
         made.append(digest.digest())
     return made
 
@@ -172,7 +173,8 @@ def _look(feed: Feed, name: str) -> _Looks:
     array = feed.array(name)
     lows, highs, sums, squares, rough = [], [], [], [], []
     for i in spread(feed.count, LOOKED_AT):
-        x = np.asarray(array[i], np.float64)
+        x = np.array(array[i], np.float64)
+        let_go(array)
         lows.append(x.min(initial=np.inf))
         highs.append(x.max(initial=-np.inf))
         sums.append(x.mean() if x.size else 0.0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.feeds import load_feed, spread
+from lepton_edge.feeds import let_go, load_feed, spread
 
 
 class Samples(Sequence[dict[str, np.ndarray]]):
@@ -49,18 +48,11 @@ class Samples(Sequence[dict[str, np.ndarray]]):
             for name, array in self._arrays.items()
         }
         for array in self._arrays.values():
-            _let_go(array)
+            let_go(array)
         return sample
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self[i] for i in range(len(self)))
-
-
-def _let_go(array: np.ndarray) -> None:
-    """Pages of a memory-mapped file that were read: else they add up to all the samples."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def one_line(error: BaseException) -> str:
