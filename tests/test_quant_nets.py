@@ -302,3 +302,18 @@ def test_bad_samples_are_refused(tmp_path):
     with pytest.raises(LeptonError, match="does not run on a sample"):
         core.quantize(path, [{"x": np.zeros((1, 4, 8, 8), np.float32)}], core.Options(SMALL))
     to_proto(core.quantize(path, samples[:1], core.Options(SMALL)).net)
+
+
+def test_growth_is_of_the_samples_that_were_observed(tmp_path):
+    """A range that the second half doubles has grown by 1; one sample has no halves."""
+    nets.inverted_residual(tmp_path / "m.onnx")
+    net = prepare(str(tmp_path / "m.onnx"))
+    small = nets.images(4)
+    wide = [{"x": 2 * s["x"]} for s in small]
+    _, growth = core.observed(net, place(net), [*small, *wide], core.Options(), lambda *_: None)
+    assert growth["x"] == pytest.approx(1.0)
+    assert core.observed(net, place(net), small[:1], core.Options(), lambda *_: None)[1] == {}
+    made = core.quantize(str(tmp_path / "m.onnx"), nets.images(40), core.Options(core.PRESETS["fast"]))
+    assert made.figures["observed"] == 40
+    made = core.quantize(str(tmp_path / "m.onnx"), nets.images(60), core.Options(core.PRESETS["fast"]))
+    assert made.figures["observed"] == 48

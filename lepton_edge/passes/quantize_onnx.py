@@ -117,7 +117,7 @@ def _static(src: str, feed: Samples, scheme: str, options: Any, preset: str, tol
         width = " (7 bits: no VNNI)" if options.weight_bits == 7 else ""
         kind = "int8" if options.signed else "uint8"
         notes = [f"int8, preset {preset}: {kind} activations, int8 weights per channel{width}"]
-    notes += _settled(made.figures.get("growth", {}), len(feed))
+    notes += _settled(made.figures["growth"], made.figures["observed"])
     if made.spec.placement.local:
         notes.append("attention found: only products with weights are quantized")
     return made.proto(), {

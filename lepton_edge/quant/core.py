@@ -19,7 +19,7 @@ from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.search import distance, search
 from lepton_edge.quant.solve import Effort, solve
 from lepton_edge.quant.spec import QuantSpec
-from lepton_edge.quant.tap import Runner, Sample, each, finite
+from lepton_edge.quant.tap import Runner, Sample, each, finite, not_finite
 
 Told = Callable[[int, int, str], None]
 TYPICAL = 300_000_000  # MobileNetV2 at 224 x 224
@@ -141,6 +141,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
     figures = {
         "layers": len(placement.layers),
         "sites": len(placement.sites),
+        "observed": min(preset.observed, len(samples)),
         "growth": growth,
         "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
     }
@@ -276,21 +277,29 @@ def observed(
     net: Net, placement: Placement, samples: Sequence[Sample], options: Options, tell: Told
 ) -> tuple[dict[str, Observer], dict[str, float]]:
     """What each site's tensors hold, and how much its range still grew in the second half of the samples (a share)."""
-    site_of = {tensor: site for site in placement.sites for tensor in site.tensors}
+    site_of = {tensor: site.name for site in placement.sites for tensor in site.tensors}
     seen = {site.name: Observer() for site in placement.sites}
-    early: dict[str, float] = {}
+    counts = dict.fromkeys(site_of, 0)
+    early: dict[str, tuple[float, float]] = {}
 
     def note(tensor: str, value: np.ndarray) -> None:
-        site = site_of[tensor]
-        seen[site.name].add(finite(tensor, value))
-        if seen[site.name].samples <= len(samples) // 2 * len(site.tensors):
-            early[site.name] = seen[site.name].high - seen[site.name].low
+        name = site_of[tensor]
+        try:
+            low, high = seen[name].add(value)
+        except ValueError as error:
+            raise not_finite(tensor) from error
+        counts[tensor] += 1
+        if counts[tensor] <= len(samples) // 2:
+            first = early.get(name, (low, high))
+            early[name] = min(first[0], low), max(first[1], high)
 
     each(
         net, list(site_of), samples, note, budget=options.memory,
         told=lambda done: tell(done, len(samples), "calibration samples"),
     )  # fmt: skip
-    growth = {name: (seen[name].high - seen[name].low) / span - 1 for name, span in early.items() if span > 0}
+    growth = {
+        name: (seen[name].high - seen[name].low) / (high - low) - 1 for name, (low, high) in early.items() if high > low
+    }
     return seen, growth
 
 

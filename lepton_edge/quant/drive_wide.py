@@ -62,6 +62,7 @@ def quantize(
     figures = {
         "layers": len(placement.layers) + len(tables),
         "sites": len(placement.sites),
+        "observed": min(preset.observed, len(samples)),
         "growth": growth,
         "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
     }

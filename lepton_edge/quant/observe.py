@@ -35,11 +35,11 @@ class Observer:
     first: int = 0
     bins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def add(self, x: np.ndarray) -> None:
-        """Take one sample's values (any shape, real). Raises ValueError for NaN or infinity."""
+    def add(self, x: np.ndarray) -> tuple[float, float]:
+        """Take one sample's values (any shape, real) and give their extremes. Raises ValueError for NaN or infinity."""
         x = np.asarray(x).reshape(-1)
         if not x.size:
-            return
+            return 0.0, 0.0
         low, high = float(x.min()), float(x.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("holds NaN or infinity")
@@ -54,6 +54,7 @@ class Observer:
             x = x[:: -(-x.size // MOST) | 1]  # odd, so as not to walk along a column of an image
             index = np.floor(x * (1.0 / self.width)).astype(np.int64) - self.first
             self.bins += np.bincount(index, minlength=len(self.bins))
+        return low, high
 
     def merge(self, other: Observer) -> None:
         """Add what another observer of the same tensor saw."""

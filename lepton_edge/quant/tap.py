@@ -127,11 +127,15 @@ def each(
 def finite(tensor: str, value: np.ndarray) -> np.ndarray:
     """`value` of a tensor for a sample. Raises LeptonError where it holds NaN or infinity."""
     if not np.isfinite(value).all():
-        raise LeptonError(
-            f"tensor '{tensor}' holds NaN or infinity for a calibration sample",
-            "check the samples and their preprocessing",
-        )
+        raise not_finite(tensor)
     return value
+
+
+def not_finite(tensor: str) -> LeptonError:
+    """The error of a tensor that holds NaN or infinity."""
+    return LeptonError(
+        f"tensor '{tensor}' holds NaN or infinity for a calibration sample", "check the samples and their preprocessing"
+    )
 
 
 def answers(net: Net, samples: Iterable[Sample], **options: Any) -> Iterator[list[np.ndarray]]:
