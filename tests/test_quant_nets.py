@@ -317,3 +317,14 @@ def test_growth_is_of_the_samples_that_were_observed(tmp_path):
     assert made.figures["observed"] == 40
     made = core.quantize(str(tmp_path / "m.onnx"), nets.images(60), core.Options(core.PRESETS["fast"]))
     assert made.figures["observed"] == 48
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4"])
+def test_weights_alone_from_one_sample_three_times(tmp_path, scheme):
+    """One row for the dense layer: about its mean there is nothing but what rounding leaves."""
+    from lepton_edge.quant import drive_weights
+
+    samples = nets.inverted_residual(tmp_path / "m.onnx")
+    net = prepare(str(tmp_path / "m.onnx"))
+    made = drive_weights.quantize(str(tmp_path / "m.onnx"), scheme, samples[:1] * 3, block=16)
+    assert sqnr(answers(net, samples), answers(made.net, samples)) > 20

@@ -166,9 +166,20 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
     return np.take_along_axis(made, back[:, None, :], 2).astype(np.int64)
 
 
+def covariance(xx: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Second moments [G, F, F] about the mean [G, F], for layers whose bias takes the mean error.
+
+    Few or constant samples leave nothing of them but what rounding does, which may be negative: sums of float32 are
+    good to 1e-5 of the power, and that is added to the diagonal.
+    """
+    features = xx.shape[1]
+    power = np.einsum("gff->g", xx) / features
+    return xx - mean[:, :, None] * mean[:, None, :] + (1e-5 * power)[:, None, None] * np.eye(features)
+
+
 def learned(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8) -> np.ndarray:
     """Integers by gptq(), but to the nearest for each output where that leaves the smaller error on the samples."""
-    step = (np.maximum(peak, 1e-12) / (2 ** (bits - 1) - 1))[:, :, None]
+    step = steps(peak, bits)
     both = gptq(w, peak, xx, bits), nearest(w, peak, bits)
     missed = [w - q * step for q in both]
     losses = [np.einsum("gof,gof->go", np.matmul(e, xx), e) for e in missed]

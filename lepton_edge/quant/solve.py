@@ -151,8 +151,7 @@ def _layer(
     xx = total.xx[:, :-1, :-1] / count[:, None, None]
     if has_bias:
         mean = total.xx[:, -1, :-1] / count[:, None]
-        power = np.einsum("gff->g", xx) / xx.shape[1]  # sums of float32: 1e-5 of it is noise
-        xx = xx - mean[:, :, None] * mean[:, None, :] + (1e-5 * power)[:, None, None] * np.eye(xx.shape[1])
+        xx = rounding.covariance(xx, mean)
     w = full[:, :, :-1]
     peak = rounding.scales(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer.axis is not None, effort.bits)
     rounded = rounding.learned(w, peak, xx, effort.bits) if effort.learned else rounding.nearest(w, peak, effort.bits)

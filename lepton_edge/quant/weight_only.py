@@ -131,9 +131,9 @@ def _layer(net: Net, made: Net, layer: Layer, moments: np.ndarray | None, wanted
     if moments is not None:
         xx, mean = moments[:, :-1, :-1], moments[:, -1, :-1]
         if has_bias:
-            xx = xx - mean[:, :, None] * mean[:, None, :]
+            xx = rounding.covariance(xx, mean)
     peak = _peaks(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer, kind)
-    rounded = rounding.nearest(w, peak, kind.bits) if moments is None else rounding.gptq(w, peak, xx, kind.bits)
+    rounded = rounding.nearest(w, peak, kind.bits) if moments is None else rounding.learned(w, peak, xx, kind.bits)
     step = rounding.steps(peak, kind.bits)
     if moments is not None and has_bias:
         moved = np.einsum("gof,gf->go", w - rounded * step, mean).reshape(-1)
