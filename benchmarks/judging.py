@@ -71,7 +71,7 @@ class Bench:
                 for file in Path(next(iter(got.outputs.values())).filename).parent.glob("*.npy"):
                     file.unlink()  # an OCR model answers with a gigabyte
             else:
-                feed = stages._feed_for(self.road, model, self.feeds.evaluation, other.inputs)
+                feed = stages.feed_for(self.road, model, self.feeds.evaluation, other.inputs)
             entry.entrant = bench.Entrant(entry.key, entry.file, other.runtime, feed.folder)
         except LeptonError as error:
             entry.error = error.message

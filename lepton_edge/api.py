@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import bench as timing
-from lepton_edge import candidates, lint, plan, record, registry, rescue, routes, run_feeds, rundir, stages
+from lepton_edge import candidates, lint, plan, record, registry, rescue, routes, run_feeds, rundir, stages, verify
 from lepton_edge import check as runtime_check
 from lepton_edge.analysis import files
 from lepton_edge.analysis.advice import sentences
@@ -116,16 +116,19 @@ def convert(
         reference = stages.reference(road, source, feeds.evaluation)
         if "quantize" in verbs:
             feeds = lint.scored(feeds, reference)
+
+        def prove(options: dict[str, dict]) -> rescue.Proven:
+            return routes.proven(road, source, start, target, verbs, options, feeds, reference)
+
         rungs = None
-        if max_drop is not None and _rescues(verbs, recipe) and feeds.labels() is not None:
-            tried = rescue.climb(road, source, start, target, verbs, options, feeds, reference, max_drop)
-            plain = rescue.float_form(road, start, target, feeds)
-            rungs = rescue.costs(
-                road, tried, *plain, recipe, record.threads(recipe, get_device(recipe.compress.device))
-            )
+        if max_drop is not None and _rescues(verbs, recipe, reference, feeds):
+            tried = rescue.climb(road, prove, options, max_drop)
+            plain = stages.travel(road, start, target, (), {}, {})
+            threads = record.threads(recipe, get_device(recipe.compress.device))
+            rungs = rescue.costs(road, tried, plain, feeds.evaluation, recipe, threads)
             result, got, figures = rescue.best(tried, max_drop)
         else:
-            result, got, figures = routes.proven(road, source, start, target, verbs, options, feeds, reference)
+            result, got, figures = prove(options)
         if release:
             runtime_check.require(result.art.path, release)
         written = copy_artifact(result.art, out)
@@ -141,9 +144,12 @@ def _for_device(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, quantize={**wanted, **recipe.quantize})
 
 
-def _rescues(verbs: Sequence[str], recipe: Recipe) -> bool:
-    """Whether there is a ladder to climb: the other schemes have no rungs."""
-    return "quantize" in verbs and schemes.named(recipe.quantize) == "w8a8"
+def _rescues(verbs: Sequence[str], recipe: Recipe, reference: stages.Answers, feeds: run_feeds.Feeds) -> bool:
+    """Whether there is a ladder to climb, and accuracy to tell when to stop: other schemes than w8a8 have no rungs."""
+    if "quantize" not in verbs or schemes.named(recipe.quantize) != "w8a8":
+        return False
+    labels = feeds.labels()
+    return labels is not None and verify.score(reference.outputs, labels) is not None
 
 
 def quantize(
@@ -202,8 +208,6 @@ def _place_of(verb: str, format_: str, model: Path) -> str:
 
 def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None) -> dict:
     """Accuracy of one model on labelled data, in the runtime of its format."""
-    from lepton_edge import verify
-
     with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, runtime=runtime)
         feeds = run_feeds.open_feeds(road, source, recipe)
@@ -244,16 +248,7 @@ def bench(
             name = path.name if path.name not in arts else f"{path.name} ({k + 1})"
             arts[name] = source.art
             entrants.append(timing.Entrant(name, path, source.runtime, feeds.evaluation.folder))
-        road.workers.drop()
-        road.progress.stage("measuring latency, models in turn")
-        timings = timing.measure(
-            entrants,
-            seconds=recipe.bench.seconds,
-            rounds=recipe.bench.rounds,
-            threads=threads,
-            seed=recipe.compress.seed,
-            progress=road.progress.update,
-        )
+        timings = stages.timed(road, entrants, recipe.bench, threads, "models")
     names = list(arts)
     for name in names:
         if (error := timings[name].error) is not None:

@@ -91,21 +91,12 @@ def judge(road: Road, made: Sequence[Candidate], reference: Answers, feed: Feed,
 
 def time(road: Road, judged: Sequence[Candidate], recipe: Recipe, threads: int) -> list[Candidate]:
     """Measure the latency of every candidate that answered, interleaved, in fresh workers."""
-    road.workers.drop()
-    road.progress.stage("measuring latency, candidates in turn")
     entrants = [
         bench.Entrant(c.name, c.model.art.path, registry.runtime_for(c.format), c.answers.feed.folder)
         for c in judged
         if c.model and c.answers and not c.error
     ]
-    timings = bench.measure(
-        entrants,
-        seconds=recipe.bench.seconds,
-        rounds=recipe.bench.rounds,
-        threads=threads,
-        seed=road.seed,
-        progress=road.progress.update,
-    )
+    timings = stages.timed(road, entrants, recipe.bench, threads, "candidates")
     timed = []
     for c in judged:
         if c.name in timings:

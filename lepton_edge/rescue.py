@@ -6,14 +6,16 @@ What it costs in size and latency is measured for all rungs tried, beside the fl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lepton_edge import bench, registry, routes, stages
+from lepton_edge import bench, registry, stages
 from lepton_edge.errors import LeptonError
+from lepton_edge.feeds import Feed
 from lepton_edge.recipe import Recipe
-from lepton_edge.run_feeds import Feeds
-from lepton_edge.stages import Answers, Model, Road, Source
+from lepton_edge.stages import Answers, Model, Road
+
+Proven = tuple[Model, Answers, dict]
 
 
 @dataclass(frozen=True)
@@ -54,60 +56,49 @@ class Tried:
 
 
 def climb(
-    road: Road,
-    source: Source,
-    start: Model,
-    target: str,
-    verbs: Sequence[str],
-    options: dict[str, dict],
-    feeds: Feeds,
-    reference: Answers,
-    max_drop: float,
+    road: Road, prove: Callable[[dict[str, dict]], Proven], options: dict[str, dict], max_drop: float
 ) -> list[Tried]:
-    """The rungs up to the first whose drop is at most ``max_drop`` points. Raises the first error if none came out."""
+    """The rungs up to the first whose drop is at most ``max_drop`` points; ``prove`` makes and judges one.
+
+    ``options`` are those of each verb, a rung's own come on top. Raises LeptonError where not even the first, which
+    does least, can be had: what stops it stops the others.
+    """
     tried: list[Tried] = []
     for rung in RUNGS:
         road.progress.stage(f"rung '{rung.name}': {rung.what}")
         more = {**options, "quantize": {**options.get("quantize", {}), **rung.options}}
         try:
-            tried.append(Tried(rung, *routes.proven(road, source, start, target, verbs, more, feeds, reference)))
+            tried.append(Tried(rung, *prove(more)))
         except LeptonError as error:
+            if not tried:
+                raise
             tried.append(Tried(rung, error=error))
         if tried[-1].drop <= max_drop:
             break
-    if all(t.error for t in tried) and tried[0].error:
-        raise tried[0].error
     return tried
 
 
-def best(tried: Sequence[Tried], max_drop: float) -> tuple[Model, Answers, dict]:
+def best(tried: Sequence[Tried], max_drop: float) -> Proven:
     """The model of the rung that met the limit, or of the one that loses least, with its answers and figures."""
     made = [(t.model, t.answers, t.figures) for t in tried if t.model and t.answers and t.figures]
     met = (m for m in made if m[2]["drop_points"] <= max_drop)
     return next(met, min(made, key=lambda m: m[2]["drop_points"]))
 
 
-def costs(
-    road: Road, tried: Sequence[Tried], plain: Model, answers: Answers, recipe: Recipe, threads: int
-) -> list[dict]:
-    """A row for each rung: its figures, size and latency, and its time as a ratio of the float model ``plain``."""
+def costs(road: Road, tried: Sequence[Tried], plain: Model, feed: Feed, recipe: Recipe, threads: int) -> list[dict]:
+    """A row for each rung: its figures, size and latency, and its time as a ratio of the float model ``plain``.
+
+    ``feed`` holds samples in the source model's names.
+    """
     runtime = registry.runtime_for(plain.art.format)
-    road.workers.drop()
-    road.progress.stage("measuring latency, rungs in turn")
-    entrants = [bench.Entrant("float32", plain.art.path, runtime, answers.feed.folder)]
+    own = stages.feed_for(road, plain, feed).folder
+    entrants = [bench.Entrant("float32", plain.art.path, runtime, own)]
     entrants += [
         bench.Entrant(t.rung.name, t.model.art.path, runtime, t.answers.feed.folder)
         for t in tried
         if t.model and t.answers
     ]
-    timings = bench.measure(
-        entrants,
-        seconds=recipe.bench.seconds,
-        rounds=recipe.bench.rounds,
-        threads=threads,
-        seed=road.seed,
-        progress=road.progress.update,
-    )
+    timings = stages.timed(road, entrants, recipe.bench, threads, "rungs")
     ratios = bench.ratios(timings, {t.rung.name: "float32" for t in tried if t.rung.name in timings})
     return [_row(t, timings.get(t.rung.name), ratios.get(t.rung.name)) for t in tried]
 
@@ -124,9 +115,3 @@ def _row(t: Tried, timing: bench.Timing | None, ratio: dict | None) -> dict:
         "ratio": ratio,
         "error": t.error.message if t.error else None,
     }
-
-
-def float_form(road: Road, start: Model, target: str, feeds: Feeds) -> tuple[Model, Answers]:
-    """The float model in the ``target`` format, which costs are held against, and its answers."""
-    plain = stages.travel(road, start, target, (), {}, {})
-    return plain, stages.answers(road, plain, feeds.evaluation)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lepton_edge import bench, registry, shapes, store, verify
 from lepton_edge import ports as wiring
-from lepton_edge import registry, shapes, store, verify
 from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.conversion import Conversion, ranked
 from lepton_edge.errors import LeptonError, NoWay, UsageError, WorkerError
@@ -23,6 +23,7 @@ from lepton_edge.launch import Workers, python_path
 from lepton_edge.plan import plan, route
 from lepton_edge.ports import Ports
 from lepton_edge.progress import Silent
+from lepton_edge.recipe import Bench
 from lepton_edge.registry import Runtime, Step
 from lepton_edge.texts import size
 
@@ -174,7 +175,7 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
         with store.aside(store.root()) as scratch:
             file = "model" + suffix(step.target)
             if "data" in step.options and feed is not None:
-                named["data"] = python_path(_feed_for(road, model, feed).folder)
+                named["data"] = python_path(feed_for(road, model, feed).folder)
             worker = road.workers.get(step.name, python, step.environ)
             try:
                 result = worker.call(
@@ -296,7 +297,23 @@ def _options(step: Step, options: dict[str, dict], road: Road) -> dict:
     return chosen
 
 
-def _feed_for(road: Road, model: Model, feed: Feed, specs: list[dict] | None = None) -> Feed:
+def timed(
+    road: Road, entrants: Sequence[bench.Entrant], how: Bench, threads: int, what: str
+) -> dict[str, bench.Timing]:
+    """The latency of models by name, ``what`` says which, as the recipe's ``how`` asks: in turn, in fresh workers."""
+    road.workers.drop()
+    road.progress.stage(f"measuring latency, {what} in turn")
+    return bench.measure(
+        entrants,
+        seconds=how.seconds,
+        rounds=how.rounds,
+        threads=threads,
+        seed=road.seed,
+        progress=road.progress.update,
+    )
+
+
+def feed_for(road: Road, model: Model, feed: Feed, specs: list[dict] | None = None) -> Feed:
     """The feed under the names and in the layout of ``model``'s own inputs."""
     if specs is None:
         runtime = registry.runtime_for(model.art.format)
@@ -321,7 +338,7 @@ def answers(
     what = what or f"running the {model.art.format} model in {runtime.name}"
     loaded = _load(road, what, runtime, model.art, options)
     outputs = wiring.resolve(model.outputs, loaded["outputs"], f"the outputs of the {model.art.format} model")
-    own = _feed_for(road, model, feed, loaded["inputs"])
+    own = feed_for(road, model, feed, loaded["inputs"])
     out = road.folder("outputs")
     worker = _worker(road, what, runtime)
     done = worker.call("predict", road.progress.update, feed=python_path(own.folder), out=python_path(out))
@@ -343,7 +360,7 @@ def analysis(road: Road, name: str, model: Model, feed: Feed, samples: int, rang
     ``name`` is that of the user's own file, for errors.
     """
     file = registry.PACKAGE / "analysis" / "measure.py"
-    own = _feed_for(road, model, feed)
+    own = feed_for(road, model, feed)
     road.progress.stage(f"measuring the noise of each layer on {min(samples, feed.count)} samples")
     worker = road.workers.get("analyzing the model")
     options = {"data": python_path(own.folder), "samples": samples, "ranges": ranges, "seed": road.seed}
