@@ -245,3 +245,23 @@ def test_openvino_auto_keeps_the_ranges_that_answer_nearer(tmp_path):
     assert made["auto"][0] == made[kept][0] != made["average" if kept == "minmax" else "minmax"][0]
     errors = dict(re.findall(r"(minmax|average) ([0-9.e-]+)", made["auto"][1][1].split("model:")[1]))
     assert float(errors[kept]) == min(map(float, errors.values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"scheme": "w8", "kept": 0.5}, "rung, wide and kept are for scheme w8a8"),
+        ({"scheme": "w8a16", "rung": "bias"}, "rung, wide and kept are for scheme w8a8"),
+        ({"wide": 0.5, "kept": 0.5}, "wide and kept were both given"),
+        ({"wide": 1.5}, "it is a share"),
+        ({"rung": "top"}, "unknown rung 'top'"),
+        ({"memory": "little"}, "not an amount of memory"),
+    ],
+)
+def test_options_that_contradict_are_refused_not_ignored(tmp_path, options, text):
+    module = quantize("onnx")
+    write_dense_onnx(tmp_path / "m.onnx")
+    data = feed(tmp_path / "feed", {"x": RNG.normal(size=(8, 3)).astype(np.float32)})
+    with pytest.raises(LeptonError, match=text):
+        module.run(str(tmp_path / "m.onnx"), str(tmp_path / "q.onnx"), data=data, **options)
+    assert not (tmp_path / "q.onnx").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,8 @@ def run(
         raise LeptonError(f"scheme {scheme} needs calibration samples", "name a .npz, .npy or image folder with --data")
     feed = Samples(data, _inputs(src), samples, seed, src) if data else None
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
-    effort = core.PRESETS[preset]
-    if rung:
-        _known("rung", rung, core.LADDER)
-        effort, ranges = effort.limited(rung), "minmax" if rung == "minmax" else ranges
     options = core.Options(
-        effort,
+        core.PRESETS[preset],
         weight_bits=7 if saturates else 8,
         signed=signed,
         ranges=ranges,
@@ -83,10 +80,12 @@ def run(
         wide=_share("wide", wide),
         kept=_share("kept", kept),
     )
+    if rung or wide or kept:
+        options = _rung(scheme, rung, options)
     if feed is not None and schemes.needs_data({"scheme": scheme}):
         model, result = _static(src, feed, scheme, options, preset, progress or silent)
     else:
-        model, result = _weights(src, feed, scheme, core.PRESETS[preset], block, saturates, progress or silent)
+        model, result = _weights(src, feed, scheme, options, block, progress or silent)
     model.metadata_props.add(key="lepton_edge.scheme", value=scheme)
     target = Path(dst)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
@@ -101,19 +100,14 @@ def _static(src: str, feed: Samples, scheme: str, options: Any, preset: str, tol
     """w8a8 and w8a16: the ModelProto and what is told of it."""
     from lepton_edge.quant import core, drive_wide
 
-    wide = scheme == "w8a16"
-    if wide:
-        made = drive_wide.quantize(
-            src, feed, options.preset, told, "minmax" if options.ranges == "auto" else options.ranges
-        )
-    else:
-        made = core.quantize(src, feed, options, told)
-    if wide:
+    if scheme == "w8a16":
+        made = drive_wide.quantize(src, feed, options, told)
         notes = [
             f"w8a16, preset {preset}: int16 activations, int8 weights per channel",
             "ONNX Runtime and OpenVINO have no int16 kernels: they compute in float between the roundings",
         ]
     else:
+        made = core.quantize(src, feed, options, told)
         width = " (7 bits: no VNNI)" if options.weight_bits == 7 else ""
         kind = "int8" if options.signed else "uint8"
         notes = [f"int8, preset {preset}: {kind} activations, int8 weights per channel{width}"]
@@ -136,15 +130,31 @@ def _settled(growth: dict[str, float], samples: int) -> list[str]:
     return [told + ("; more samples would widen them" if len(grew) > len(growth) / 4 else "")]
 
 
+def _rung(scheme: str, rung: str, options: Any) -> Any:
+    """The options of a rung of the rescue ladder. Raises LeptonError where they contradict each other or the scheme."""
+    from lepton_edge.quant import core
+
+    if scheme != "w8a8":
+        raise LeptonError(f"rung, wide and kept are for scheme w8a8, not {scheme}", hint="leave them out")
+    if options.wide and options.kept:
+        raise LeptonError(
+            "wide and kept were both given: the worst layers can be only one of them", hint="leave one out"
+        )
+    if not rung:
+        return options
+    _known("rung", rung, core.LADDER)
+    return replace(
+        options, preset=options.preset.limited(rung), ranges="minmax" if rung == "minmax" else options.ranges
+    )
+
+
 def _share(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise LeptonError(f"{name} is {value}: it is a share of the noise", hint="give a number from 0 to 1")
     return value
 
 
-def _weights(
-    src: str, feed: Samples | None, scheme: str, preset: Any, block: int, saturates: bool, told: Progress
-) -> tuple[Any, dict]:
+def _weights(src: str, feed: Samples | None, scheme: str, options: Any, block: int, told: Progress) -> tuple[Any, dict]:
     """dynamic, w8 and w4: the ModelProto and what is told of it."""
     from lepton_edge.quant import drive_weights
 
@@ -153,9 +163,10 @@ def _weights(
         scheme,
         feed,
         block=block,
-        weight_bits=7 if saturates and scheme == "dynamic" else 8,
-        solved=preset.solved,
-        positions=preset.positions,
+        weight_bits=options.weight_bits if scheme == "dynamic" else 8,
+        solved=options.preset.solved,
+        positions=options.preset.positions,
+        memory=options.memory,
         told=lambda done, total: told(done, total, "rounding weights, layer"),
     )
     blocks = f"in blocks of {block}" if block else "per channel"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import equalize, ranges, sensitivity, smooth, streams
+from lepton_edge.quant import emit_weights, equalize, ranges, sensitivity, smooth, streams, weight_only
 from lepton_edge.quant.emit import emit
 from lepton_edge.quant.grid import Grid, activation_grid
-from lepton_edge.quant.net import Net
+from lepton_edge.quant.net import Net, to_proto
 from lepton_edge.quant.observe import Observer
 from lepton_edge.quant.place import Placement, Site, float_tensors, place
 from lepton_edge.quant.prepare import prepare
@@ -98,8 +98,6 @@ class Quantized:
 
     def proto(self) -> object:
         """The QDQ ModelProto."""
-        from lepton_edge.quant.net import to_proto
-
         return to_proto(written(self.net, self.spec))
 
 
@@ -137,21 +135,18 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         net, placement, grids, solving, effort, lambda done, total: tell(done, total, "solving weights, layer")
     )
     spec = QuantSpec(placement, grids, weights)
-    error = error_of(net, made, spec, take(solving, 32))
     figures = {
         "layers": len(placement.layers),
         "sites": len(placement.sites),
         "observed": min(preset.observed, len(samples)),
         "growth": growth,
-        "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
+        "calibration_sqnr_db": decibels(distance_of(net, written(made, spec), take(solving, 32))),
     }
     return Quantized(made, spec, figures)
 
 
 def written(net: Net, spec: QuantSpec) -> Net:
     """The QDQ net, with embedding tables as int8 by row, which costs no operator more than a small Cast and Mul."""
-    from lepton_edge.quant import emit_weights, weight_only
-
     made = emit(net, spec)
     found = weight_only.tables(net)
     return emit_weights.write(made, [], {}, found) if found else made
@@ -194,12 +189,12 @@ def balanced(net: Net, placement: Placement, samples: Sequence[Sample], options:
     preset = options.preset
     if placement.local and preset.equalized:
         bits = options.activation_bits, options.weight_bits
-        made = smooth.smoothed(net, placement, take(samples, preset.equalized), bits)
+        made = smooth.smoothed(net, placement, take(samples, preset.equalized), bits, options.memory)
         return made, place(made)
     if preset.based:
-        net = rebased(net, placement, take(samples, preset.based), options.seed)
+        net = rebased(net, placement, take(samples, preset.based), options)
     if preset.equalized:
-        net = equalized(net, placement, take(samples, preset.equalized))
+        net = equalized(net, placement, take(samples, preset.equalized), options.memory)
     return net, placement
 
 
@@ -243,29 +238,29 @@ def worst_layers(told: sensitivity.Sensitivity, share: float) -> frozenset[str]:
     return frozenset(chosen_)
 
 
-def rebased(net: Net, placement: Placement, samples: Sequence[Sample], seed: int) -> Net:
+def rebased(net: Net, placement: Placement, samples: Sequence[Sample], options: Options) -> Net:
     """A copy with every linear residual stream in the basis that quantizes best."""
     found = streams.find(net, placement)
     of = {tensor: k for k, stream in enumerate(found) for tensor in stream.tensors}
-    rngs = [np.random.default_rng((seed, k)) for k in range(len(found))]
+    rngs = [np.random.default_rng((options.seed, k)) for k in range(len(found))]
     rows: list[list[np.ndarray]] = [[] for _ in found]
 
     def take_rows(name: str, value: np.ndarray) -> None:
         k = of[name]
         rows[k].append(finite(name, streams.vectors(found[k], value, ROWS, rngs[k])))
 
-    each(net, list(of), samples, take_rows)
+    each(net, list(of), samples, take_rows, budget=options.memory)
     made = net.copy()
     for stream, held in zip(found, rows, strict=True):
-        streams.change(made, stream, streams.basis(made, stream, np.concatenate(held), seed))
+        streams.change(made, stream, streams.basis(made, stream, np.concatenate(held), options.seed))
     return made
 
 
-def equalized(net: Net, placement: Placement, samples: Sequence[Sample]) -> Net:
+def equalized(net: Net, placement: Placement, samples: Sequence[Sample], memory: int) -> Net:
     """A copy with the channels of every other family of tensors brought nearer to one range."""
     linear = {tensor for stream in streams.find(net, placement) for tensor in stream.tensors}
     families = equalize.find(net, placement, skip=linear)
-    peaks = equalize.extremes(net, families, samples)
+    peaks = equalize.extremes(net, families, samples, memory)
     made = net.copy()
     sites = set(float_tensors(placement))
     for family in families:
@@ -333,13 +328,13 @@ def _start(site: Site, observer: Observer, method: str, bits: int) -> tuple[floa
     return low, high
 
 
-def error_of(net: Net, made: Net, spec: QuantSpec, samples: Sequence[Sample]) -> float:
-    """Noise over power of the quantized net's outputs against the float net's."""
-    before, after = Runner(net), Runner(written(made, spec), net.outputs)
+def distance_of(net: Net, made: Net, samples: Sequence[Sample]) -> float:
+    """Noise over power of a quantized net's outputs against the float net's."""
+    before, after = Runner(net), Runner(made, net.outputs)
     pairs = [(before.run(sample), after.run(sample)) for sample in samples]
     return distance([a for a, _ in pairs], [b for _, b in pairs])
 
 
-def grid_table(spec: QuantSpec) -> dict[str, Grid]:
-    """The grid of every quantized activation tensor by its name."""
-    return {t: spec.activations[s.name] for s in spec.placement.sites if s.name in spec.activations for t in s.tensors}
+def decibels(noise: float) -> float:
+    """The SQNR of noise over power, two decimals."""
+    return round(-10 * float(np.log10(max(noise, 1e-30))), 2)

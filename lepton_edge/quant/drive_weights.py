@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import emit_dynamic, emit_weights, weight_only
+from lepton_edge.quant import core, emit_dynamic, emit_weights, weight_only
 from lepton_edge.quant.net import Net, to_proto
 from lepton_edge.quant.place import Layer, place
 from lepton_edge.quant.prepare import prepare
-from lepton_edge.quant.tap import Runner, Sample
+from lepton_edge.quant.tap import BUDGET, Sample
 from lepton_edge.quant.weight_only import Kind
 
 JUDGED = 32  # samples that the error is measured on
@@ -45,6 +43,7 @@ def quantize(
     weight_bits: int = 8,
     solved: int = 64,
     positions: int = 64,
+    memory: int = BUDGET,
     told: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Quantize the weights of a float ONNX model by scheme dynamic, w8 or w4; samples, where given, decide rounding.
@@ -68,12 +67,12 @@ def quantize(
             f"{name}: scheme w4 finds no MatMul or Gemm whose input features can be stored{blocks}",
             "choose a smaller block, or scheme w8, which also takes convolutions",
         )
-    some = spread(samples, solved) if samples is not None else None
-    made, weights = weight_only.solve(net, layers, some, wanted, positions, told)
+    some = core.take(samples, solved) if samples is not None else None
+    made, weights = weight_only.solve(net, layers, some, wanted, positions, told, memory=memory)
     products = [y for y in layers if scheme == "dynamic" and y.op in emit_dynamic.PRODUCTS]
     made = emit_weights.write(made, [y for y in layers if y not in products], weights, tables)
     made = emit_dynamic.write(made, products, weights)
-    error = None if samples is None else _error(net, made, spread(samples, JUDGED))
+    error = None if samples is None else core.decibels(core.distance_of(net, made, core.take(samples, JUDGED)))
     short = sum(s.kind.bits == 4 for s in weights.values())
     return Written(made, len(weights), len(tables), short, len(products), error)
 
@@ -81,19 +80,3 @@ def quantize(
 def _taken(layer: Layer, scheme: str) -> bool:
     """dynamic leaves what has no kernel for integer weights and float inputs: grouped and transposed convolutions."""
     return scheme != "dynamic" or layer.op in emit_dynamic.PRODUCTS or (layer.op == "Conv" and layer.group == 1)
-
-
-def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """At most `most` samples, evenly."""
-    return [samples[int(k)] for k in np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int))]
-
-
-def _error(net: Net, made: Net, samples: Sequence[Sample]) -> float:
-    """SQNR in dB of the quantized outputs, over all of them."""
-    before, after = Runner(net), Runner(made)
-    power = noise = 0.0
-    for sample in samples:
-        for a, b in zip(before.run(sample), after.run(sample), strict=True):
-            power += float((a.astype(np.float64) ** 2).sum())
-            noise += float(((a.astype(np.float64) - b) ** 2).sum())
-    return round(10 * float(np.log10(max(power, 1e-30) / max(noise, 1e-30))), 2)

@@ -9,12 +9,13 @@ the float model's inputs; fitting weights to the noise of activations, as for 8 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import core, emit_weights, weight_only
+from lepton_edge.quant import core, weight_only
 from lepton_edge.quant.grid import Grid, activation_grid
 from lepton_edge.quant.place import Site, place
 from lepton_edge.quant.prepare import prepare
@@ -25,10 +26,11 @@ BITS, OPSET = 16, 21
 ROOM = 2.0
 
 
-def quantize(
-    path: str, samples: Sequence[Sample], preset: core.Preset, told: core.Told, ranges: str = "minmax"
-) -> core.Quantized:
-    """Quantize a float ONNX model with calibration samples {input: array}; raises LeptonError as core.quantize()."""
+def quantize(path: str, samples: Sequence[Sample], options: core.Options, told: core.Told) -> core.Quantized:
+    """Quantize a float ONNX model with calibration samples {input: array}; raises LeptonError as core.quantize().
+
+    Of `options` the preset, ranges ("auto": min-max), seed and memory count.
+    """
     net = prepare(path, OPSET)
     placement = place(net)
     if not placement.layers:
@@ -36,7 +38,9 @@ def quantize(
             f"{Path(path).name}: scheme w8a16 finds nothing to quantize",
             "it has no convolution or product with constant float32 weights; keep it float",
         )
-    options = core.Options(preset, activation_bits=BITS, signed=True, symmetric=True, ranges=ranges)
+    preset = options.preset
+    ranges = "minmax" if options.ranges == "auto" else options.ranges
+    options = replace(options, activation_bits=BITS, signed=True, symmetric=True, ranges=ranges)
     seen, growth = core.observed(net, placement, core.take(samples, preset.observed), options, told)
     found = core.chosen(net, placement, seen, samples, options, told)
     grids = {
@@ -50,21 +54,19 @@ def quantize(
         weight_only.Kind(),
         preset.positions,
         lambda done, total: told(done, total, "rounding weights, layer"),
+        memory=options.memory,
     )
-    tables = weight_only.tables(net)
-    made = emit_weights.write(made, (), {}, tables)
     weights = {
         layer.y: (stored[layer.y].values.astype(np.int64), _grid(stored[layer.y].scale, layer.axis))
         for layer in placement.layers
     }
     spec = QuantSpec(placement, grids, weights)
-    error = core.error_of(net, made, spec, core.take(samples, 32))
     figures = {
-        "layers": len(placement.layers) + len(tables),
+        "layers": len(placement.layers),
         "sites": len(placement.sites),
         "observed": min(preset.observed, len(samples)),
         "growth": growth,
-        "calibration_sqnr_db": round(-10 * float(np.log10(max(error, 1e-30))), 2),
+        "calibration_sqnr_db": core.decibels(core.distance_of(net, core.written(made, spec), core.take(samples, 32))),
     }
     return core.Quantized(made, spec, figures)
 

@@ -28,19 +28,17 @@ def emit(net: Net, spec: QuantSpec) -> Net:
     for layer in spec.placement.layers:
         if layer.y in spec.weights and layer.weight in made.users:
             _weights(made, layer, spec)
-    _sort(made)
+    sort(made)
     made.base = _domain(made.base, spec)
     return made
 
 
-def _node(made: Net, kind: str, inputs: list[str], output: str, axis: int | None = None) -> Any:
+def add(made: Net, kind: str, inputs: list[str], output: str | list[str], **attributes: Any) -> None:
+    """Append a node; the order is put right at the end (`sort`), `made.link()` is left to the caller."""
     from onnx import helper
 
-    node = helper.make_node(kind, inputs, [output], name=f"{output}_{kind}")
-    if axis is not None:
-        node.attribute.append(helper.make_attribute("axis", axis))
-    made.nodes.append(node)
-    return node
+    outputs = [output] if isinstance(output, str) else output
+    made.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{outputs[0]}_{kind}", **attributes))
 
 
 def _parameters(made: Net, stem: str, grid: Grid, dtype: type) -> list[str]:
@@ -72,8 +70,8 @@ def _pair(made: Net, tensor: str, grid: Grid, spec: QuantSpec) -> None:
         for k, name in enumerate(reader.input):
             if name == tensor and (not local or k == 0):
                 reader.input[k] = back
-    _node(made, "QuantizeLinear", [source, *parameters], integer)
-    _node(made, "DequantizeLinear", [integer, *parameters], back)
+    add(made, "QuantizeLinear", [source, *parameters], integer)
+    add(made, "DequantizeLinear", [integer, *parameters], back)
     made.link()
 
 
@@ -99,7 +97,7 @@ def _replace(made: Net, name: str, integers: np.ndarray, grid: Grid, readers: li
         for k, read in enumerate(reader.input):
             if read == name:
                 reader.input[k] = back
-    _node(made, "DequantizeLinear", [stored, *parameters], back, grid.axis)
+    add(made, "DequantizeLinear", [stored, *parameters], back, **({} if grid.axis is None else {"axis": grid.axis}))
     made.link()
 
 
@@ -136,7 +134,7 @@ def _lift_bias(made: Net, y: str) -> None:
             return
 
 
-def _sort(made: Net) -> None:
+def sort(made: Net) -> None:
     """Topological order, stable."""
     known = set(made.consts) | set(made.inputs) | {""}
     left = list(made.nodes)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lepton_edge.quant.emit_weights import add
+from lepton_edge.quant.emit import add, sort
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.place import Layer
 from lepton_edge.quant.weight_only import Stored
@@ -20,8 +20,6 @@ PRODUCTS = ("MatMul", "Gemm")
 
 def write(net: Net, layers: Sequence[Layer], weights: Mapping[str, Stored]) -> Net:
     """A copy of `net` whose MatMul and Gemm `layers` are integer products of activations rounded at run time."""
-    from lepton_edge.quant.emit import _sort
-
     made = net.copy()
     seen: dict[str, list[str]] = {}
     for layer in layers:
@@ -29,7 +27,7 @@ def write(net: Net, layers: Sequence[Layer], weights: Mapping[str, Stored]) -> N
             seen[layer.x] = [made.fresh(f"{layer.x}_dynamic_{what}") for what in ("quantized", "scale", "zero_point")]
             add(made, "DynamicQuantizeLinear", [layer.x], seen[layer.x])
         _product(made, layer, weights[layer.y], seen[layer.x])
-    _sort(made)
+    sort(made)
     return made
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lepton_edge.quant.emit import add, sort
 from lepton_edge.quant.net import Net, attribute
 from lepton_edge.quant.place import Layer
 from lepton_edge.quant.weight_only import Stored
@@ -20,8 +21,6 @@ OPSET_INT4 = 21
 
 def write(net: Net, layers: Sequence[Layer], weights: Mapping[str, Stored], tables: Mapping[str, Stored]) -> Net:
     """A copy of `net` with the weights of `layers` (by output) and the look-up `tables` (by name) as integers."""
-    from lepton_edge.quant.emit import _sort
-
     made = net.copy()
     for layer in layers:
         stored = weights[layer.y]
@@ -34,7 +33,7 @@ def write(net: Net, layers: Sequence[Layer], weights: Mapping[str, Stored], tabl
             _dequantized(made, node, stored, layer.axis)
     for name, stored in tables.items():
         _look_up(made, name, stored)
-    _sort(made)
+    sort(made)
     return made
 
 
@@ -89,11 +88,3 @@ def _look_up(made: Net, name: str, stored: Stored) -> None:
         add(made, "Cast", [rows], wide, to=1)
         add(made, "Mul", [wide, factors], out)
         made.link()
-
-
-def add(made: Net, kind: str, inputs: list[str], output: str | list[str], **attributes: Any) -> None:
-    """Append a node; the order is put right at the end, `made.link()` is left to the caller."""
-    from onnx import helper
-
-    outputs = [output] if isinstance(output, str) else output
-    made.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{outputs[0]}_{kind}", **attributes))

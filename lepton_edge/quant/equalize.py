@@ -18,7 +18,7 @@ import numpy as np
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.place import Layer, Placement, clip_limits
 from lepton_edge.quant.prepare import set_bias
-from lepton_edge.quant.tap import Sample, each, finite
+from lepton_edge.quant.tap import BUDGET, Sample, each, finite
 
 PASSES = {"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "Dropout"}
 MOST = 1e3  # factors are kept within 1 / MOST .. MOST
@@ -117,7 +117,9 @@ def _rows_of(net: Net, layer: Layer) -> np.ndarray:
     return np.moveaxis(net.consts[layer.weight], layer.axis or 0, 0)
 
 
-def extremes(net: Net, families: list[Family], samples: Iterable[Sample]) -> dict[str, np.ndarray]:
+def extremes(
+    net: Net, families: list[Family], samples: Iterable[Sample], memory: int = BUDGET
+) -> dict[str, np.ndarray]:
     """Largest absolute value of every channel [channels] of each tensor, over all samples."""
     peaks: dict[str, np.ndarray] = {}
     image = {t: f.writers[0].op in ("Conv", "ConvTranspose") for f in families for t in f.tensors}
@@ -127,7 +129,7 @@ def extremes(net: Net, families: list[Family], samples: Iterable[Sample]) -> dic
         high = finite(name, np.abs(rows.reshape(rows.shape[0], -1)).max(1))
         peaks[name] = np.maximum(peaks[name], high) if name in peaks else high
 
-    each(net, list(image), samples, take)
+    each(net, list(image), samples, take, budget=memory)
     return peaks
 
 

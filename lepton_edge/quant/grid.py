@@ -70,6 +70,13 @@ def dequantize(q: np.ndarray, grid: Grid) -> np.ndarray:
     return ((q - zero) * scale).astype(np.float32)
 
 
+def nearest(weight: np.ndarray, axis: int | None, bits: int = 8) -> tuple[np.ndarray, Grid]:
+    """Integers of weights on the symmetric grid that their largest values need, one scale a slice along `axis`."""
+    others = tuple(k for k in range(weight.ndim) if k != axis) if axis is not None else None
+    grid = weight_grid(np.abs(weight).max(axis=others), axis, bits)
+    return quantize(weight, grid), grid
+
+
 def fake(x: np.ndarray, grid: Grid) -> np.ndarray:
     """`x` moved onto the grid, float32."""
     return dequantize(quantize(x, grid), grid)

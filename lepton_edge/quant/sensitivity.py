@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton_edge.quant.emit import emit
-from lepton_edge.quant.grid import Grid, fake, weight_grid
+from lepton_edge.quant.grid import Grid, dequantize, nearest, weight_grid
 from lepton_edge.quant.net import Net, reads
 from lepton_edge.quant.place import Layer, Placement, Site
 from lepton_edge.quant.segments import Kept, Segment, cut, run_all, sub_net
@@ -228,8 +228,7 @@ def _cores() -> int:
 
 def rounded(weight: np.ndarray, axis: int | None, bits: int = 8) -> np.ndarray:
     """`weight` rounded to the nearest on a symmetric grid, one scale a channel along `axis`; float32, same shape."""
-    others = tuple(k for k in range(weight.ndim) if k != axis) if axis is not None else None
-    return fake(weight, weight_grid(np.abs(weight).max(axis=others), axis, bits))
+    return dequantize(*nearest(weight, axis, bits))
 
 
 def _rest(net: Net, segment: Segment) -> Net:

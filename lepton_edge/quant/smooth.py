@@ -16,7 +16,7 @@ import numpy as np
 
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.place import Layer, Placement
-from lepton_edge.quant.tap import Sample, each, finite
+from lepton_edge.quant.tap import BUDGET, Sample, each, finite
 
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 GAIN_DB, DEAR_DB = 0.5, 5.5  # what it has to gain: inside constants that are there, and with an operator of its own
@@ -41,7 +41,13 @@ class Channels:
         self.count += len(rows)
 
 
-def smoothed(net: Net, placement: Placement, samples: Iterable[Sample], bits: tuple[int, int] = (8, 8)) -> Net:
+def smoothed(
+    net: Net,
+    placement: Placement,
+    samples: Iterable[Sample],
+    bits: tuple[int, int] = (8, 8),
+    memory: int = BUDGET,
+) -> Net:
     """A copy of `net` whose quantized products read balanced channels; its float outputs are the same.
 
     `bits` of activations and of weights. Place the copy anew: its layers read other tensors.
@@ -54,7 +60,7 @@ def smoothed(net: Net, placement: Placement, samples: Iterable[Sample], bits: tu
             seen[name] = Channels(np.zeros(value.shape[-1]), np.zeros(value.shape[-1]), np.zeros(value.shape[-1]))
         seen[name].add(finite(name, value))
 
-    each(net, list(readers), samples, take)
+    each(net, list(readers), samples, take, budget=memory)
     made = net.copy()
     for name, layers in readers.items():
         if name not in seen:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lepton_edge.quant import rounding
 from lepton_edge.quant.emit import emit
-from lepton_edge.quant.grid import Grid, quantize, weight_grid
+from lepton_edge.quant.grid import Grid, nearest
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.patches import Rows, correctable, matrix, unmatrix
 from lepton_edge.quant.place import Layer, Placement
@@ -49,7 +49,7 @@ def solve(
     """A copy of `net` with corrected biases, and integer weights with their grids, by layer output."""
     made = net.copy()
     if not (effort.refit or effort.learned or effort.corrected):
-        return made, {y.y: _nearest(net.consts[y.weight], y, effort) for y in placement.layers}
+        return made, {y.y: nearest(net.consts[y.weight], y.axis, effort.bits) for y in placement.layers}
     weights: Weights = {}
     floats: Sequence[Sample] | Kept = samples
     quants: Sequence[Sample] | Kept = samples
@@ -142,7 +142,7 @@ def _layer(
     """One layer's integers and grid; its bias is corrected in `made`."""
     stored = net.consts[layer.weight]
     if halves is None:
-        return _nearest(stored, layer, effort)
+        return nearest(stored, layer.axis, effort.bits)
     full, has_bias = _with_bias(net, layer), layer.op != "MatMul"
     if effort.refit and has_bias:
         full = rounding.refit(full, halves)
@@ -156,17 +156,7 @@ def _layer(
     peak = rounding.scales(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer.axis is not None, effort.bits)
     rounded = rounding.learned(w, peak, xx, effort.bits) if effort.learned else rounding.nearest(w, peak, effort.bits)
     if has_bias and effort.corrected:
-        step = (np.maximum(peak, 1e-12) / (2 ** (effort.bits - 1) - 1))[:, :, None]
+        step = rounding.steps(peak, effort.bits)
         fixed = rounding.bias_only(np.concatenate([rounded * step, full[:, :, -1:]], axis=2), total)
         set_bias(made, made.makers[layer.y], fixed[:, :, -1].reshape(-1).astype(np.float32))
     return unmatrix(layer, rounded, stored.shape), rounding.grid_of(peak, layer.axis, effort.bits)
-
-
-def _nearest(stored: np.ndarray, layer: Layer, effort: Effort) -> tuple[np.ndarray, Grid]:
-    """Rounded to the nearest, for layers whose rows can't be taken."""
-    if layer.axis is None:
-        grid = weight_grid(np.abs(stored).max(), None, effort.bits)
-    else:
-        others = tuple(k for k in range(stored.ndim) if k != layer.axis)
-        grid = weight_grid(np.abs(stored).max(axis=others), layer.axis, effort.bits)
-    return quantize(stored, grid), grid

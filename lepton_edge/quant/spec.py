@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lepton_edge.quant.grid import Grid
-from lepton_edge.quant.place import Layer, Placement
+from lepton_edge.quant.place import Placement
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,3 @@ class QuantSpec:
                 for name, (q, g) in self.weights.items()
             },
         }
-
-
-def layer_of(placement: Placement, y: str) -> Layer:
-    """The layer whose output is `y`."""
-    return next(layer for layer in placement.layers if layer.y == y)

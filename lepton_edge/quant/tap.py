@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,3 @@ def not_finite(tensor: str) -> LeptonError:
     return LeptonError(
         f"tensor '{tensor}' holds NaN or infinity for a calibration sample", "check the samples and their preprocessing"
     )
-
-
-def answers(net: Net, samples: Iterable[Sample], **options: Any) -> Iterator[list[np.ndarray]]:
-    """The net's float outputs for each sample."""
-    runner = Runner(net, **options)
-    return (runner.run(sample) for sample in samples)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lepton_edge.quant import rounding
+from lepton_edge.quant.grid import nearest
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.patches import Rows, correctable, matrix, unmatrix
 from lepton_edge.quant.place import Layer
 from lepton_edge.quant.prepare import set_bias
-from lepton_edge.quant.tap import Sample, each
+from lepton_edge.quant.tap import BUDGET, Sample, each
 
-HELD = 1 << 29  # bytes of second moments held at once
 SMALL_TABLE = 1 << 12  # a table of fewer numbers stays float
 
 
@@ -56,12 +56,17 @@ def solve(
     wanted: Kind,
     positions: int = 64,
     told: Callable[[int, int], None] | None = None,
+    *,
+    memory: int = BUDGET,
 ) -> tuple[Net, dict[str, Stored]]:
-    """The integer weights of layers by their output, and a copy of `net` whose biases repay the mean error."""
+    """The integer weights of layers by their output, and a copy of `net` whose biases repay the mean error.
+
+    `memory` bounds what is held at once, half for second moments and half for the tensors they are of.
+    """
     made = net.copy()
     found: dict[str, Stored] = {}
-    for part in _parts(net, layers):
-        sums = _moments(net, part, samples, positions) if samples else {}
+    for part in _parts(net, layers, memory // 2):
+        sums = _moments(net, part, samples, positions, memory // 2) if samples else {}
         for layer in part:
             found[layer.y] = _layer(net, made, layer, sums.get(layer.y), wanted)
             if told:
@@ -69,13 +74,13 @@ def solve(
     return made, found
 
 
-def _parts(net: Net, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Layers in runs whose second moments fit in HELD bytes (one at least)."""
+def _parts(net: Net, layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
+    """Layers in runs whose second moments fit in `memory` bytes (one at least)."""
     part: list[Layer] = []
     held = 0
     for layer in layers:
         size = _moment_bytes(net, layer)
-        if part and held + size > HELD:
+        if part and held + size > memory:
             yield part
             part, held = [], 0
         part.append(layer)
@@ -91,7 +96,9 @@ def _moment_bytes(net: Net, layer: Layer) -> int:
     return 8 * groups * (features + 1) ** 2
 
 
-def _moments(net: Net, layers: Sequence[Layer], samples: Sequence[Sample], positions: int) -> dict[str, np.ndarray]:
+def _moments(
+    net: Net, layers: Sequence[Layer], samples: Sequence[Sample], positions: int, memory: int
+) -> dict[str, np.ndarray]:
     """E[x x^T] [groups, features + 1, features + 1] of each layer's inputs in the float model, a last feature of 1."""
     readers: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -113,7 +120,7 @@ def _moments(net: Net, layers: Sequence[Layer], samples: Sequence[Sample], posit
             counts[layer.y] += x.shape[1]
             seen[layer.y] += 1
 
-    each(net, list(readers), samples, take)
+    each(net, list(readers), samples, take, budget=memory)
     return {y: total / max(counts[y], 1) for y, total in sums.items()}
 
 
@@ -122,7 +129,7 @@ def _layer(net: Net, made: Net, layer: Layer, moments: np.ndarray | None, wanted
     weight = net.consts[layer.weight]
     kind = kind_of(layer, weight, wanted)
     if not correctable(layer):
-        return _plain(layer, weight)
+        return _plain(weight, layer.axis)
     w = matrix(layer, weight).astype(np.float64)
     groups, _, features = w.shape
     has_bias = bool(layer.bias) and layer.op != "MatMul"
@@ -163,16 +170,10 @@ def _short(scale: np.ndarray) -> np.ndarray:
     return np.ldexp(np.rint(mantissa * 256) / 256, exponent)
 
 
-def _plain(layer: Layer, weight: np.ndarray) -> Stored:
-    """Rounded to the nearest: transposed convolutions."""
-    others = tuple(k for k in range(weight.ndim) if k != layer.axis) if layer.axis is not None else None
-    peak = np.atleast_1d(np.abs(weight).max(axis=others))
-    scale = (np.where(peak > 1e-9, peak, 1.0) / 127).astype(np.float32)
-    shape = [1] * weight.ndim
-    if layer.axis is not None:
-        shape[layer.axis] = -1
-    values = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
-    return Stored(values, scale, Kind())
+def _plain(weight: np.ndarray, axis: int | None) -> Stored:
+    """Rounded to the nearest: transposed convolutions, and tables by row."""
+    values, grid = nearest(weight, axis)
+    return Stored(values.astype(np.int8), grid.scale, Kind())
 
 
 def tables(net: Net) -> dict[str, Stored]:
@@ -184,12 +185,8 @@ def tables(net: Net) -> dict[str, Stored]:
             continue
         if name in net.outputs or not all(_looks_up(net, node, name) for node in users):
             continue
-        peak = np.abs(value).max(1)
-        if not np.isfinite(peak).all():
-            continue
-        scale = (np.where(peak > 1e-9, peak, 1.0) / 127).astype(np.float32)
-        values = np.clip(np.rint(value / scale[:, None]), -127, 127).astype(np.int8)
-        found[name] = Stored(values, scale, Kind())
+        if np.isfinite(value).all():
+            found[name] = _plain(value, 0)
     return found
 
 
