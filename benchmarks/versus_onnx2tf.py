@@ -35,7 +35,7 @@ spec.loader.exec_module(step)
 try:
     result = step.run(sys.argv[2], sys.argv[3], input_shapes=sys.argv[4], input_values=sys.argv[5])
     print("RESULT" + json.dumps({k: result[k] for k in ("inputs", "outputs")}))
-except Exception as error:
+except Exception as error:  # whatever a converter raises is its row in the table
     print("FAILED" + " ".join(str(error).split())[:300])
 """
 

@@ -31,7 +31,7 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
             flat = Path(folder) / "model.tflite"
             flat.write_bytes(_with_flat_inputs(plain(Path(src).read_bytes())))
             model, _ = tf2onnx.convert.from_tflite(str(flat), opset=opset)
-    except Exception as error:
+    except Exception as error:  # tf2onnx lets through KeyError, AssertionError and more of what it does not know
         recurrent = [op for op in source.operations if "LSTM" in op or "RNN" in op]
         reason = f"it has no {recurrent[0]}" if recurrent else first_line(error)
         raise LeptonError(f"tf2onnx cannot convert '{src}': {reason}", hint=HINT) from error

@@ -22,11 +22,10 @@ def run(src: str, dst: str, *, data: str, seed: int = 0) -> dict:
     running deviation; `data` is a feed folder. Statistics that were never trained (0 and 1 throughout) don't count.
     """
     from lepton_edge.passes._samples import Samples
-    from lepton_edge.passes.quantize_onnx import _inputs
     from lepton_edge.quant.net import attribute, from_proto
     from lepton_edge.quant.segments import Segment, sub_net
     from lepton_edge.quant.tap import Runner
-    from lepton_edge.tflite_writer.load import read
+    from lepton_edge.tflite_writer.load import inputs, read
 
     if Path(src).stat().st_size > LARGE:
         return {}
@@ -41,7 +40,7 @@ def run(src: str, dst: str, *, data: str, seed: int = 0) -> dict:
     mean, variance = (net.consts[name].astype(np.float64) for name in node.input[3:5])
     if not mean.any() and (variance == 1).all():
         return {}
-    samples = Samples(data, _inputs(src), SAMPLES, seed, src)
+    samples = Samples(data, inputs(src), SAMPLES, seed, src)
     runner = Runner(sub_net(net, Segment(0, k, tuple(net.inputs), (tensor,), ())), [tensor])
     seen = _moments(runner.run(sample)[0] for sample in samples)
     deviation = np.sqrt(variance + attribute(node, "epsilon", 1e-5))

@@ -34,13 +34,13 @@ def run(
     squares, where the search of the quantizer starts), noise from `samples`. Raises LeptonError as quantizing does:
     for a model that is quantized already or has nothing to quantize, and for no samples or those of other inputs.
     """
-    from lepton_edge.passes.quantize_onnx import _inputs
     from lepton_edge.quant import core
     from lepton_edge.quant.grid import activation_grid
     from lepton_edge.quant.sensitivity import measure
+    from lepton_edge.tflite_writer.load import inputs
 
     tell = progress or silent
-    feed = Samples(data, _inputs(src), max(samples, OBSERVED), seed, src)
+    feed = Samples(data, inputs(src), max(samples, OBSERVED), seed, src)
     options = core.Options(core.PRESETS["fast"], ranges="mse" if ranges == "auto" else ranges, seed=seed)
     net, placement = ready(src)
     net, placement = core.balanced(net, placement, feed, options)

@@ -57,6 +57,7 @@ def run(
     no samples, and for data of other inputs.
     """
     from lepton_edge.quant import core
+    from lepton_edge.tflite_writer.load import inputs
 
     name = Path(src).name
     schemes.require({"scheme": scheme}, "onnx")
@@ -68,7 +69,7 @@ def run(
         raise LeptonError(f"block is {block}: runtimes take powers of two from 16 up", "set block to 32, or to 0")
     if not data and schemes.needs_data({"scheme": scheme}):
         raise LeptonError(f"scheme {scheme} needs calibration samples", "name a .npz, .npy or image folder with --data")
-    feed = Samples(data, _inputs(src), samples, seed, src) if data else None
+    feed = Samples(data, inputs(src), samples, seed, src) if data else None
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
     options = core.Options(
         core.PRESETS[preset],
@@ -189,17 +190,6 @@ def _weights(src: str, feed: Samples | None, scheme: str, options: Any, block: i
 def _known(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise LeptonError(f"unknown {what} '{value}'", hint=f"known: {', '.join(known)}")
-
-
-def _inputs(src: str) -> list[str]:
-    """Names of the model's inputs, its weights not read."""
-    import onnx
-
-    from lepton_edge.tflite_writer.load import read
-
-    model = read(src) if Path(src).stat().st_size < 1 << 20 else onnx.load(src, load_external_data=False)
-    held = {t.name for t in model.graph.initializer}
-    return [v.name for v in model.graph.input if v.name not in held]
 
 
 def _saturates() -> bool:

@@ -24,13 +24,24 @@ _NARROW = {"float64": "float32", "float16": "float32", "bfloat16": "float32"}
 
 def read(path: str) -> Any:
     """The ModelProto of a file (external data included); LeptonError when it isn't one."""
+    return update(repair(_parsed(path)))
+
+
+def inputs(path: str) -> list[str]:
+    """Names of a model's inputs, external data not read. Raises LeptonError as read() does."""
+    graph = _parsed(path, external=False).graph
+    held = {item.name for item in graph.initializer}
+    return [port.name for port in graph.input if port.name not in held]
+
+
+def _parsed(path: str, *, external: bool = True) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
     if not Path(path).is_file():
         raise LeptonError(f"no such ONNX file: {path}", hint="check the path")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=external)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise LeptonError(f"{Path(path).name} is not a readable ONNX file: {text}", hint="export it again") from error
@@ -38,7 +49,7 @@ def read(path: str) -> Any:
         raise LeptonError(
             f"{Path(path).name} is not an ONNX model, or an empty or truncated one", hint="export it again"
         )
-    return update(repair(model))
+    return model
 
 
 def update(model: Any) -> Any:
