@@ -1,4 +1,4 @@
-"""Latency of several models, measured so that they can be compared.
+"""Latency of several models in one place, measured so that they can be compared.
 
 Each gets a fresh worker that has imported nothing but its runtime. The workers take turns in random order,
 round by round, so drift of the machine falls on all of them alike; a waiting worker sleeps.
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from lepton_edge import noise
 from lepton_edge.errors import LeptonError
-from lepton_edge.launch import Worker, python_path
+from lepton_edge.launch import Worker
+from lepton_edge.place import Here, Place
 from lepton_edge.registry import Runtime
 from lepton_edge.stats import ratio, summarize
 
@@ -23,13 +24,17 @@ MINIMUM, MAXIMUM, KEEP, WARMUP_S = 5, 5000, 32, 1.0
 
 @dataclass(frozen=True)
 class Entrant:
-    """A model file to be timed: in which runtime, on which feed folder, with which load options."""
+    """A model file to be timed: in which runtime, on which feed folder, with which load options.
+
+    ``files`` are those that belong to the model and lie beside it.
+    """
 
     name: str
     model: Path
     runtime: Runtime
     feed: Path
     options: dict = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,28 +53,29 @@ def measure(
     rounds: int = 10,
     threads: int = 1,
     seed: int = 0,
+    place: Place | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Timing]:
     """Time every entrant for about ``seconds`` in all, over ``rounds`` interleaved rounds (batch 1).
 
-    A model that fails costs only its own figures: its Timing carries the error.
+    ``place`` is where, this machine unless one is given. A model that fails costs only its own figures: its Timing carries the error.
     """
-    say = progress or (lambda *_: None)
+    say, place = progress or (lambda *_: None), place or Here()
     order = random.Random(seed)
     done: dict[str, Timing] = {}
     with ExitStack() as stack:
         ready: dict[str, tuple[Worker, dict, dict]] = {}
         for i, e in enumerate(entrants):
             say(i, len(entrants), f"warming up {e.name}")
-            worker = stack.enter_context(Worker(f"timing {e.name} in {e.runtime.name}", environ=e.runtime.environ))
+            worker = stack.enter_context(place.worker(f"timing {e.name} in {e.runtime.name}", e.runtime))
             try:
                 loaded = worker.call(
                     "load",
-                    file=python_path(e.runtime.file),
-                    model=python_path(e.model),
+                    file=place.send(e.runtime.file),
+                    model=place.send(e.model, e.files),
                     options={**e.options, "threads": threads},
                 )
-                started = worker.call("bench_start", feed=python_path(e.feed), keep=KEEP, warmup_s=WARMUP_S)
+                started = worker.call("bench_start", feed=place.send(e.feed), keep=KEEP, warmup_s=WARMUP_S)
                 ready[e.name] = (worker, loaded, started)
             except LeptonError as error:
                 done[e.name] = Timing(None, None, error)

@@ -43,6 +43,10 @@ class WorkerError(LeptonError):
     """A worker process crashed, hung, or reported a failure that is not the user's own input."""
 
 
+class PlaceLost(WorkerError):
+    """The place that a worker ran in cannot be reached any more: a board that was unplugged, say."""
+
+
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     """A hint for a mistyped name: the closest known one, or the list of all."""
     import difflib

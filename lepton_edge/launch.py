@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,34 @@ SILENCE = 1800.0
 _live: set[Worker] = set()
 
 
-class Worker:
-    """One worker process. ``call`` sends a request and waits for its answer; ``close`` ends the process."""
+@dataclass(frozen=True)
+class Way:
+    """How a worker is started somewhere else: ``argv`` of a local process whose pipes lead to it.
 
-    def __init__(self, what: str, python: str = sys.executable, environ: dict[str, str] | None = None) -> None:
+    ``explain(code, last words)`` tells why that process ended, where it is the way and not the worker that failed;
+    ``end()`` ends the worker itself.
+    """
+
+    argv: Sequence[str]
+    explain: Callable[[int, str], WorkerError | None]
+    end: Callable[[], None]
+
+
+class Worker:
+    """One worker process. ``call`` sends a request and waits for its answer; ``close`` ends the process.
+
+    With ``way`` it runs somewhere else, and ``python`` and ``environ`` are those of the process that leads there.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        python: str = sys.executable,
+        environ: dict[str, str] | None = None,
+        way: Way | None = None,
+    ) -> None:
         self.what = what
+        self._way = way
         with held():
             self._start(python, environ or {})
 
@@ -57,7 +81,7 @@ class Worker:
         }
         # A session of its own: Ctrl-C reaches the tool alone, which then ends its workers in order.
         self._process = subprocess.Popen(
-            [python, "-X", "faulthandler", str(PACKAGE / "worker.py")],
+            self._way.argv if self._way else [python, "-X", "faulthandler", str(PACKAGE / "worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -145,6 +169,8 @@ class Worker:
             code = self._process.wait()
         words = self.last_words()
         self.close()
+        if self._way and (lost := self._way.explain(code, words)):
+            return lost
         if code == -signal.SIGKILL:
             how, hint = (
                 "was killed (SIGKILL)",
@@ -186,6 +212,8 @@ class Worker:
                 print(f"--- log of {self.what} ---\n{log}--- end ---", file=sys.stderr)
             self.kill()
             self._process.wait()
+            if self._way:
+                self._way.end()
             self._selector.close()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe:
