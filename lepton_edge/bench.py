@@ -58,7 +58,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Time every entrant for about ``seconds`` in all, over ``rounds`` interleaved rounds (batch 1).
 
-    ``place`` is where, this machine unless one is given. A model that fails costs only its own figures: its Timing carries the error.
+    ``place`` is where, this machine unless one is given. A model that fails costs only its own figures: its Timing
+    carries the error.
     """
     say, place = progress or (lambda *_: None), place or Here()
     order = random.Random(seed)
