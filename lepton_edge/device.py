@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import registry
+from lepton_edge import registry, transport
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.host import ISA_NAMES, isa_features
 
 PLUGINS = "LEPTON_EDGE_PLUGINS"
 KINDS = ("measured", "emulated", "estimated")
-TRANSPORTS = ("local", "ssh", "adb", "container", "emulator", "none")
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "cortex-m", "host")
 SCHEMES = ("", "u8s8", "u8s8-reduced", "s8s8")
 
@@ -31,7 +30,7 @@ class Device:
     name: str  # the file's stem
     title: str
     kind: str  # what its latency figures are: "measured" on it, "emulated" or "estimated"
-    transport: str  # how it is reached; "none": it is described only
+    transport: str  # how it is reached: a file of transports/, "local", or "none": it is described only
     arch: str  # one of ARCHITECTURES
     cpu: str = ""
     cores: int = 0
@@ -44,6 +43,7 @@ class Device:
     accelerator: str = ""
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()  # public documents the facts come from
+    reach: dict[str, Any] = field(default_factory=dict)  # the options of its transport: address, python ...
     path: str = field(default="", compare=False)  # the file it was read from
 
     @property
@@ -51,9 +51,14 @@ class Device:
         """Whether figures taken on this machine are this device's own."""
         return self.transport == "local"
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether there is a way to it, so that models can be run there."""
+        return self.transport not in ("local", "none")
+
     def latency_note(self) -> str:
         """What to print beside a latency in a report for this device; "" when the number is its own."""
-        if self.is_here:
+        if self.is_here or self.is_reached:
             return ""
         return f"latency was measured on this machine, not on {self.title}"
 
@@ -162,11 +167,15 @@ def _device(path: Path, table: dict[str, Any]) -> Device:
 
 TEXTS = ("title", "kind", "transport", "arch", "cpu", "scheme", "accelerator")
 NUMBERS = ("cores", "memory_mb", "threads")
-CHOICES = {"kind": KINDS, "transport": TRANSPORTS, "arch": ARCHITECTURES, "scheme": SCHEMES}
+CHOICES = {"kind": KINDS, "arch": ARCHITECTURES, "scheme": SCHEMES}
 LISTS = {"isa": ISA_NAMES, "formats": None, "runtimes": None, "notes": None, "sources": None}
 
 
 def _value(path: Path, key: str, value: Any) -> Any:
+    if key == "reach":
+        if not isinstance(value, dict) or not all(isinstance(v, str | int | float) for v in value.values()):
+            raise _wrong(path, key, value, "a section of texts and numbers")
+        return value
     if key in TEXTS:
         if not isinstance(value, str):
             raise _wrong(path, key, value, "a text in quotes")
@@ -193,6 +202,13 @@ def _wrong(path: Path, key: str, value: Any, wanted: str) -> LeptonError:
 
 def _check(path: Path, device: Device) -> None:
     """Rules between keys."""
+    _choice(path, "transport", device.transport, ("local", "none", *transport.names()))
+    for key in device.reach:
+        if not device.is_reached or key not in transport.options(device.transport):
+            known = list(transport.options(device.transport)) if device.is_reached else []
+            raise LeptonError(
+                f"{path}: the transport '{device.transport}' has no option '{key}'", did_you_mean(key, known)
+            )
     for name in device.formats:
         _choice(path, "formats", name, tuple(registry.formats()))
     if device.threads < 1:

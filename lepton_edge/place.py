@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from lepton_edge.device import Device
 from lepton_edge.launch import Worker, python_path
 from lepton_edge.registry import Runtime
 
@@ -85,3 +86,12 @@ def _module(file: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def open_place(device: Device) -> Place:
+    """The place that a device is: this machine for one that is local or only described. Raises LeptonError."""
+    if not device.is_reached:
+        return Here()
+    from lepton_edge.remote import Remote
+
+    return Remote(device)

@@ -24,6 +24,7 @@ def main() -> int:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     _die_with_parent()
+    _register()
     _limit_memory()
     state: dict = {}
 
@@ -69,6 +70,16 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(os.environ["LEPTON_EDGE_PARENT"]):
             os._exit(1)
+
+
+def _register() -> None:
+    """Leave our pid where the agent of a device looks for it: a worker that hangs there is ended by it."""
+    mark = os.environ.get("LEPTON_EDGE_PID_FILE")
+    if mark:
+        with open("/proc/self/stat", encoding="utf-8") as f:  # noqa: PTH123
+            started = f.read().rsplit(")", 1)[1].split()[19]
+        with open(mark, "w", encoding="utf-8") as f:  # noqa: PTH123
+            f.write(f"{os.getpid()} {started}")
 
 
 def _limit_memory() -> None:

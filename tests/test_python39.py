@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lepton_edge"
 FILES = [PACKAGE / "worker.py", PACKAGE / "preprocess_core.py", PACKAGE / "templates" / "predict.py"]
-FILES += sorted((PACKAGE / "runtimes").glob("*.py"))
+FILES += sorted((PACKAGE / "runtimes").glob("*.py")) + sorted((PACKAGE / "ondevice").glob("*.py"))
 KEYWORDS = {"zip": {"strict"}, "dataclass": {"slots", "kw_only"}}
 NAMES = {"tomllib", "itertools.pairwise", "datetime.UTC", "enum.StrEnum", "types.NoneType", "types.UnionType"}
 TYPES = {"None", "bool", "bytes", "dict", "float", "int", "list", "set", "str", "tuple", "type"}
