@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ def _heard(*_: object) -> None:
 def held() -> Iterator[None]:
     """An interrupt that comes within waits for the end of the block, and is raised there."""
     global _depth, _waiting
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are heard in the main thread, so nothing can come in between here
+        return
     _depth += 1
     try:
         yield

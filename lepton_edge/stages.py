@@ -20,6 +20,7 @@ from lepton_edge.conversion import Conversion, ranked
 from lepton_edge.errors import LeptonError, NoWay, UsageError, WorkerError
 from lepton_edge.feeds import Feed, adapt_feed
 from lepton_edge.launch import Workers, python_path
+from lepton_edge.place import Place
 from lepton_edge.plan import plan, route
 from lepton_edge.ports import Ports
 from lepton_edge.progress import Silent
@@ -332,10 +333,13 @@ def answers(
     runtime: Runtime | None = None,
     options: dict | None = None,
     what: str = "",
+    place: Place | None = None,
 ) -> Answers:
-    """Run every sample of ``feed`` (in the source model's names) through ``model``, batch 1."""
+    """Run every sample of ``feed`` (in the source model's names) through ``model``, batch 1; in another ``place``."""
     runtime = runtime or registry.runtime_for(model.art.format)
     what = what or f"running the {model.art.format} model in {runtime.name}"
+    if place is not None:
+        return _answers_there(road, place, model, feed, runtime, options or {}, what)
     loaded = _load(road, what, runtime, model.art, options)
     outputs = wiring.resolve(model.outputs, loaded["outputs"], f"the outputs of the {model.art.format} model")
     own = feed_for(road, model, feed, loaded["inputs"])
@@ -343,6 +347,21 @@ def answers(
     worker = _worker(road, what, runtime)
     done = worker.call("predict", road.progress.update, feed=python_path(own.folder), out=python_path(out))
     arrays = verify.open_outputs(out, done["outputs"])
+    return Answers(arrays, outputs, loaded["info"], own, (loaded["inputs"], loaded["outputs"]))
+
+
+def _answers_there(
+    road: Road, place: Place, model: Model, feed: Feed, runtime: Runtime, options: dict, what: str
+) -> Answers:
+    with place.worker(what, runtime) as worker:
+        file, path = place.send(runtime.file), place.send(model.art.path, model.art.files)
+        loaded = worker.call("load", file=file, model=path, options=options)
+        outputs = wiring.resolve(model.outputs, loaded["outputs"], f"the outputs of the {model.art.format} model")
+        own = feed_for(road, model, feed, loaded["inputs"])
+        there, here = place.folder(), road.folder("outputs")
+        done = worker.call("predict", road.progress.update, feed=place.send(own.folder), out=there)
+    place.fetch(there, here)
+    arrays = verify.open_outputs(here, done["outputs"])
     return Answers(arrays, outputs, loaded["info"], own, (loaded["inputs"], loaded["outputs"]))
 
 

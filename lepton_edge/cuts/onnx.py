@@ -1,4 +1,4 @@
-"""The beginning of an ONNX model, up to one of its tensors. Run in a worker, for bisection (locate.py)."""
+"""The beginning of an ONNX model, up to one of its tensors."""
 
 from __future__ import annotations
 
