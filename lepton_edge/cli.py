@@ -386,6 +386,58 @@ def devices_list(*, opts: SimpleNamespace) -> None:
     emit(found, opts, lambda: show.devices(found))
 
 
+@command(devices_app, name="add")
+def devices_add(
+    address: Annotated[str, typer.Argument(help="user@host[:port], or a Host of ~/.ssh/config; with adb a serial.")],
+    name: Annotated[str | None, typer.Option("--name", help="What to call it (its host name).")] = None,
+    transport: Annotated[str, typer.Option("--transport", help="How it is reached: ssh or adb.")] = "ssh",
+    python: Annotated[str | None, typer.Option("--python", metavar="PATH", help="The interpreter there.")] = None,
+    temp: Annotated[str | None, typer.Option("--temp", metavar="DIR", help="Where files may lie there.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Ask it again, and write its file anew.")] = False,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Reach a board, ask what it is, and keep that in a file.
+
+    It needs SSH and Python 3.9 or later. Host keys are checked as your SSH settings say.
+
+    Example: `lepton-edge devices add pi@raspberrypi.local --name pi`
+    """
+    from lepton_edge import probe, show
+
+    reach = {key: value for key, value in (("python", python), ("temp", temp)) if value}
+    added = probe.add(address, name, transport, reach, replace=replace)
+    emit(added, opts, lambda: show.added(added))
+
+
+@command(devices_app, name="probe")
+def devices_probe(
+    name: Annotated[str, typer.Argument(help="A name from 'devices list'.")], *, opts: SimpleNamespace
+) -> None:
+    """Ask a device what it is now: processor, memory, temperature, runtimes.
+
+    Example: `lepton-edge devices probe pi`
+    """
+    from lepton_edge import probe, show
+
+    found = probe.probe(name)
+    emit(found, opts, lambda: show.probed(found))
+
+
+@command(devices_app, name="remove")
+def devices_remove(
+    name: Annotated[str, typer.Argument(help="A device that you added.")], *, opts: SimpleNamespace
+) -> None:
+    """Forget a device that was added.
+
+    Example: `lepton-edge devices remove pi`
+    """
+    from lepton_edge import probe, show
+
+    files = {"removed": str(probe.remove(name))}
+    emit(files, opts, lambda: show.files(files))
+
+
 @command(devices_app, name="show")
 def devices_show(
     name: Annotated[str, typer.Argument(help="A name from 'devices list'.")], *, opts: SimpleNamespace

@@ -98,11 +98,19 @@ class DeviceList(Mapping[str, Device]):
         return len(self.devices)
 
 
+def own_folder() -> Path:
+    """Where the user's own devices are kept: LEPTON_EDGE_DEVICES, else lepton-edge/devices among the settings."""
+    if chosen := os.environ.get("LEPTON_EDGE_DEVICES"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lepton-edge" / "devices"
+
+
 def device_folders(extra_dirs: Iterable[str | Path] = ()) -> list[Path]:
-    """Where devices are read from: the package's own folder, plugins, then `extra_dirs`; later ones win."""
+    """Where devices are read from: the package's own folder, the user's, plugins, then `extra_dirs`; later ones win."""
     here = Path(__file__).parent
     shipped = here / "devices" if (here / "devices").is_dir() else here.parent / "devices"
-    plugins = [Path(p) / "devices" for p in os.environ.get(PLUGINS, "").split(os.pathsep) if p]
+    # An own device may not take the name of a shipped one: see probe.add.
+    plugins = [own_folder(), *(Path(p) / "devices" for p in os.environ.get(PLUGINS, "").split(os.pathsep) if p)]
     return [shipped, *plugins, *(Path(folder) for folder in extra_dirs)]
 
 

@@ -43,7 +43,7 @@ ARM_PARTS = {
 def host_info(root: str | Path = "/") -> dict[str, Any]:
     """The "host" object of run.json. `root` is where /proc and /sys are found (tests give one of their own).
 
-    Keys: cpu, machine, cores (usable), cores_total, isa, governor, frequency_mhz, temperature_c, memory_gb,
+    Keys: cpu, board, machine, cores (usable), cores_total, isa, governor, frequency_mhz, temperature_c, memory_gb,
     available_gb, cgroup {version, cpus, memory_gb}, load_average (1, 5, 15 minutes), os, python, packages, and
     unknown {key: why it is None}.
     """
@@ -52,6 +52,7 @@ def host_info(root: str | Path = "/") -> dict[str, Any]:
     memory = memory_bytes(base)
     info = {
         "cpu": cpu_name(base),
+        "board": _board(base),
         "machine": platform.machine(),
         "cores": usable_cores(),
         "cores_total": os.cpu_count() or 1,
@@ -68,6 +69,14 @@ def host_info(root: str | Path = "/") -> dict[str, Any]:
         "packages": package_versions(PACKAGES),
     }
     return info | {"unknown": unknown}
+
+
+def _board(base: Path) -> str | None:
+    """The board or computer, by its device tree or its firmware; None where neither tells."""
+    for file in ("proc/device-tree/model", "sys/class/dmi/id/product_name"):
+        if text := (_read(base / file) or "").strip("\0 \n"):
+            return text
+    return None
 
 
 def usable_cores() -> int:

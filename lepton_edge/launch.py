@@ -41,6 +41,7 @@ class Way:
     argv: Sequence[str]
     explain: Callable[[int, str], WorkerError | None]
     end: Callable[[], None]
+    silence: float = 300.0  # seconds; what runs there tells of every sample
 
 
 class Worker:
@@ -111,7 +112,7 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
-        silence = silence or settings.number("LEPTON_EDGE_TIMEOUT", SILENCE)
+        silence = silence or settings.number("LEPTON_EDGE_TIMEOUT", self._way.silence if self._way else SILENCE)
         while True:
             line = self._read_line(silence)
             try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lepton_edge.device import Device
+from lepton_edge.errors import UsageError
 from lepton_edge.launch import Worker, python_path
 from lepton_edge.registry import Runtime
 
@@ -46,6 +47,9 @@ class Place(Protocol):
     def call(self, file: Path, function: str, **args: Any) -> Any:
         """Run a function of a self-contained file there (Python 3.9, standard library); JSON goes in and comes out."""
 
+    def install(self, wheels: Sequence[Path]) -> None:
+        """Make the packages in wheels importable for the workers to come, without installing them."""
+
     def close(self) -> None:
         """Leave it as it was found."""
 
@@ -75,6 +79,10 @@ class Here:
     def call(self, file: Path, function: str, **args: Any) -> Any:
         return getattr(_module(file), function)(**args)
 
+    def install(self, wheels: Sequence[Path]) -> None:
+        if wheels:
+            raise UsageError("this machine has what is installed in it: wheels are for other devices", "leave them out")
+
     def close(self) -> None:
         pass
 
@@ -88,10 +96,13 @@ def _module(file: Path) -> Any:
     return module
 
 
-def open_place(device: Device) -> Place:
-    """The place that a device is: this machine for one that is local or only described. Raises LeptonError."""
+def open_place(device: Device, scratch: Callable[[], Path] | None = None) -> Place:
+    """The place that a device is: this machine for one that is local or only described. Raises LeptonError.
+
+    ``scratch`` makes the folders that workers on this machine write to.
+    """
     if not device.is_reached:
-        return Here()
+        return Here(scratch)
     from lepton_edge.remote import Remote
 
     return Remote(device)

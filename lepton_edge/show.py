@@ -371,6 +371,30 @@ def devices(found: list[dict]) -> None:
     _console().print(table)
 
 
+def added(found: dict) -> None:
+    """A device that was added."""
+    _line(_console(), f"{found['name']}: {found['path']}", style="bold")
+    device({k: v for k, v in found.items() if k not in ("name", "path", "facts")})
+    _there(found["facts"])
+
+
+def probed(found: dict) -> None:
+    """What a device is now, and where its file says otherwise."""
+    facts = found["facts"]
+    keys = ("board", "cpu", "machine", "cores", "isa", "memory_gb", "available_gb", "governor", "frequency_mhz")
+    device({"name": found["name"], **{k: facts[k] for k in (*keys, "temperature_c", "load_average", "os", "python")}})
+    _there(facts)
+    for key, value in found["changed"].items():
+        warnings([f"its file says {key} = {_flat(value['file'])}, the device {_flat(value['device'])}"])
+
+
+def _there(facts: dict) -> None:
+    names = [f"{name} {version}" for name, version in facts["packages"].items()]
+    _line(_console(), "installed there: " + (", ".join(names) or "no runtime that is known here"))
+    if facts["swept"]:
+        _line(_console(), f"removed what an earlier visit had to leave: {', '.join(facts['swept'])}", style="dim")
+
+
 def device(found: dict) -> None:
     """One device."""
     table = _table("", "")
