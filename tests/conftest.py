@@ -15,6 +15,7 @@ def own_store(tmp_path_factory, monkeypatch):
     """No test touches the user's store, or makes an environment in it."""
     monkeypatch.setenv("LEPTON_EDGE_ENVS", "off")
     monkeypatch.setenv("LEPTON_EDGE_CACHE", str(tmp_path_factory.mktemp("store")))
+    monkeypatch.setenv("LEPTON_EDGE_DEVICES", str(tmp_path_factory.mktemp("devices")))
 
 
 @pytest.fixture

@@ -1,0 +1,226 @@
+"""Models on several devices side by side, and what a board that fails costs: its own missing rows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import board
+import numpy as np
+import nets
+import pytest
+
+from lepton_edge import boards, launch, locate, place, routes, run_feeds, stages
+from lepton_edge.agent_link import AgentLink
+from lepton_edge.device import get_device, read_device
+from lepton_edge.errors import LeptonError
+from lepton_edge.progress import Silent
+from lepton_edge.recipe import Bench, Recipe
+from lepton_edge.remote import Remote
+
+pytestmark = pytest.mark.skipif(bool(board.MISSING), reason=board.MISSING)
+HOW = Bench(seconds=0.2, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def pi(tmp_path_factory):
+    made = board.start(tmp_path_factory.mktemp("board"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def device(pi, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEPTON_EDGE_SSH", pi.client)
+    monkeypatch.setattr(boards, "PAUSES", (0.1, 0.1))
+    return read_device(pi.toml(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Two products with a ReLU between them."""
+    rng = np.random.default_rng(0)
+    from onnx import helper, save
+
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in ("a", "b")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], "first"),
+        helper.make_node("Relu", ["h"], ["r"], "middle"),
+        helper.make_node("MatMul", ["r", "b"], ["y"], "last"),
+    ]
+    path = tmp_path_factory.mktemp("model") / "two.onnx"
+    save(nets.model(nodes, {"x": [1, 8]}, {"y": [1, 8]}, weights), path)
+    return path
+
+
+@pytest.fixture
+def road(tmp_path):
+    with stages.road(tmp_path, Silent()) as opened:
+        yield opened
+
+
+def job(road, path: Path, name: str = "") -> boards.Job:
+    source = stages.load_source(road, path)
+    feed = run_feeds.open_feeds(road, source, Recipe(), seeded=True).evaluation
+    here = stages.reference(road, source, feed)
+    return boards.Job(name or path.name, source.model(), feed, here, routes.is_quantized(road, source))
+
+
+def visit(road, devices, jobs):
+    return boards.visit_all(road, devices, jobs, HOW, lambda d: 1)
+
+
+def cut(pi):
+    for session in pi.sessions():
+        os.kill(session, signal.SIGKILL)
+
+
+def clean(pi):
+    deadline = time.monotonic() + 10
+    while pi.left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return pi.left() == []
+
+
+def test_two_devices_side_by_side(pi, device, road, model):
+    there, here = visit(road, [device, get_device("local")], [job(road, model)])
+    for found in (there, here):
+        row = found.rows["two.onnx"]
+        assert row.error is None and row.timing.latency["p50_ms"] > 0
+        assert row.parity["sqnr_db"] is None or row.parity["sqnr_db"] > 100
+        assert found.facts["cores"] >= 1 and found.notes == ()
+    assert clean(pi)
+
+
+MOMENTS = [("agent", "call"), ("agent", "put"), ("worker", "load"), ("worker", "predict"), ("worker", "bench_round")]
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda m: m[1])
+def test_a_connection_cut_in_the_middle_costs_nothing(pi, device, road, model, monkeypatch, moment):
+    jobs, cuts = [job(road, model)], []
+    whose, op = moment
+
+    def strike(seen):
+        if seen == op and not cuts:
+            cuts.append(op)
+            cut(pi)
+
+    call, request, put = launch.Worker.call, AgentLink.request, AgentLink.put
+    if whose == "worker":
+        monkeypatch.setattr(launch.Worker, "call", lambda self, o, *a, **k: (strike(o), call(self, o, *a, **k))[1])
+    monkeypatch.setattr(AgentLink, "request", lambda self, o, *a, **k: (strike(o), request(self, o, *a, **k))[1])
+    monkeypatch.setattr(AgentLink, "put", lambda self, *a, **k: (strike("put"), put(self, *a, **k))[1])
+    (found,) = visit(road, [device], jobs)
+    row = found.rows["two.onnx"]
+    assert cuts and row.error is None and row.timing.latency["count"] >= 5
+    assert len(found.notes) == 1 and "tried again" in found.notes[0] and "connection was lost" in found.notes[0]
+    assert clean(pi)
+
+
+def test_a_board_that_stays_away_costs_its_own_rows(pi, device, road, model, monkeypatch):
+    call = launch.Worker.call
+
+    def dying(self, op, *a, **k):
+        if op == "predict" and "127.0.0.1" in self.what:
+            cut(pi)
+        return call(self, op, *a, **k)
+
+    jobs = [job(road, model)]
+    monkeypatch.setattr(launch.Worker, "call", dying)
+    there, here = visit(road, [device, get_device("local")], jobs)
+    assert "connection was lost" in there.rows["two.onnx"].error.message and len(there.notes) == 2
+    assert here.rows["two.onnx"].error is None and here.rows["two.onnx"].timing.latency
+    assert clean(pi)
+
+
+def test_a_board_that_is_not_there(pi, road, model, tmp_path, device):
+    away = read_device(pi.toml(tmp_path, "away", address="127.0.0.1:1"))
+    gone, there = visit(road, [away, device], [job(road, model)])
+    assert "nothing listens" in gone.rows["two.onnx"].error.message
+    assert there.rows["two.onnx"].error is None
+
+
+def test_a_full_disk_costs_one_row(pi, device, road, model, monkeypatch, tmp_path):
+    big = tmp_path / "big.onnx"
+    big.write_bytes(model.read_bytes())
+    jobs = [job(road, model), job(road, big)]
+    send = Remote.send
+
+    def full(self, path, files=()):
+        if Path(path).name == "big.onnx":
+            raise LeptonError("board: big.onnx cannot be written there: No space left on device", "free some space")
+        return send(self, path, files)
+
+    monkeypatch.setattr(Remote, "send", full)
+    (found,) = visit(road, [device], jobs)
+    assert "No space left" in found.rows["big.onnx"].error.message and found.rows["big.onnx"].timing is None
+    assert found.rows["two.onnx"].error is None and found.rows["two.onnx"].timing.latency
+
+
+def test_no_runtime_there(pi, device, road, model):
+    (job_,) = [job(road, model)]
+    with pytest.raises(LeptonError, match=r"no runtime for onnx files is installed on board \(onnxruntime\)") as told:
+        boards.runtime_there(job_, device, {"packages": {"numpy": "2"}})
+    assert "--wheels" in told.value.hint
+    carried = boards.runtime_there(job_, device, {"packages": {}}, [Path("onnxruntime-1.20.0-cp311-x.whl")])
+    assert carried.name == "onnxruntime"
+
+
+class Wrong:
+    """This machine, with a runtime that computes a ReLU wrongly."""
+
+    name, kind, shares_host = "wrong", "measured", True
+
+    def __init__(self, scratch):
+        self._here = place.Here(scratch)
+
+    def __getattr__(self, name):
+        return getattr(self._here, name)
+
+    def send(self, path, files=()):
+        if path.suffix == ".onnx":
+            import onnx
+
+            loaded = onnx.load(path)
+            for node in loaded.graph.node:
+                if node.op_type == "Relu":
+                    node.op_type = "Abs"
+            path = path.with_name("wrong-" + path.name)
+            onnx.save(loaded, path)
+        return self._here.send(path, files)
+
+
+def test_a_device_that_answers_differently_is_found_out(road, model, tmp_path):
+    own = tmp_path / "own.onnx"
+    own.write_bytes(model.read_bytes())
+    found = boards._same(
+        road, Wrong(lambda: road.folder("there")), job(road, own), stages.load_source(road, own).runtime
+    )
+    assert "wrong does not answer as this machine does" in found.error.message
+    assert "the first tensor that differs is 'r' (made by Relu 'middle'" in found.error.message
+    assert "'h' before it agrees" in found.error.message
+
+
+@pytest.mark.parametrize("target", ["tflite", "openvino"])
+def test_a_model_is_cut_in_every_format(road, model, target):
+    source = stages.load_source(road, model)
+    made = stages.travel(road, source.model(), target, (), {}, {})
+    own = stages.load_source(road, made.art.path)
+    feed = run_feeds.open_feeds(road, own, Recipe(), seeded=True).evaluation
+    whole = stages.answers(road, own.model(), feed)
+    file = locate.registry.folder("cuts") / f"{target}.py"
+    worker = road.workers.get("cutting")
+    tensors = worker.call("inspect", file=str(file), path=str(made.art.path))["tensors"]
+    assert len(tensors) >= 2
+    last = stages.answers(road, locate._cut(road, file, own.model(), tensors[-1][0]), feed)
+    first = stages.answers(road, locate._cut(road, file, own.model(), tensors[0][0]), feed)
+    (a,), (b,), (c,) = (list(x.outputs.values()) for x in (whole, last, first))
+    assert np.allclose(a, b, atol=1e-5)
+    assert not np.allclose(a.reshape(len(a), -1), c.reshape(len(c), -1), atol=1e-5)
+
+
+def test_threads_of_a_visit_have_their_own_scratch(road):
+    assert replace(road, scratch=road.folder("a")).folder("x") != replace(road, scratch=road.folder("a")).folder("x")
