@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import board
-import numpy as np
 import nets
+import numpy as np
 import pytest
 
 from lepton_edge import boards, launch, locate, place, routes, run_feeds, stages
