@@ -16,6 +16,7 @@ from typing import Any
 
 from lepton_edge.errors import LeptonError, PlaceLost, WorkerError
 from lepton_edge.interrupts import held
+from lepton_edge.launch import Progress
 from lepton_edge.registry import PACKAGE
 from lepton_edge.texts import size
 from lepton_edge.transport import Transport
@@ -59,15 +60,18 @@ class AgentLink:
             self._write(json.dumps({"op": op, "folder": self.folder, **args}, default=str).encode() + b"\n")
             return self._answer(timeout)["ok"]
 
-    def put(self, file: Path, path: str, sha256: str, mode: int = 0o600) -> None:
+    def put(self, file: Path, path: str, sha256: str, mode: int = 0o600, progress: Progress | None = None) -> None:
         """Write a file there, whole or not at all. Raises LeptonError when there is no room for it."""
-        total = file.stat().st_size
+        total, sent = file.stat().st_size, 0
         head = {"op": "put", "folder": self.folder, "path": path, "size": total, "sha256": sha256, "mode": mode}
         with self._lock, file.open("rb") as stream:
             with self._pen:
                 self._write(json.dumps(head).encode() + b"\n")
-                while block := stream.read(1 << 20):
+                while block := stream.read(1 << 18):
                     self._write(block)
+                    sent += len(block)
+                    if progress:
+                        progress(sent >> 10, (total >> 10) + 1, f"sending {file.name}")
             told = self._answer(STALL_S)["ok"]
         if told["problem"]:
             raise LeptonError(

@@ -150,7 +150,7 @@ def _visit(
         missing = [j for j in jobs if j.name not in visit.rows]
         try:
             road.progress.stage("connecting")
-            at = place.open_place(device, lambda: road.folder("there"))
+            at = place.open_place(device, lambda: road.folder("there"), road.progress.update)
             reached = True
             try:
                 with turn if at.shares_host else nullcontext():

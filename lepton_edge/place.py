@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lepton_edge.device import Device
 from lepton_edge.errors import UsageError
-from lepton_edge.launch import Worker, python_path
+from lepton_edge.launch import Progress, Worker, python_path
 from lepton_edge.registry import Runtime
 
 
@@ -96,13 +96,13 @@ def _module(file: Path) -> Any:
     return module
 
 
-def open_place(device: Device, scratch: Callable[[], Path] | None = None) -> Place:
+def open_place(device: Device, scratch: Callable[[], Path] | None = None, progress: Progress | None = None) -> Place:
     """The place that a device is: this machine for one that is local or only described. Raises LeptonError.
 
-    ``scratch`` makes the folders that workers on this machine write to.
+    ``scratch`` makes the folders that workers on this machine write to; ``progress`` is told of files on their way.
     """
     if not device.is_reached:
         return Here(scratch)
     from lepton_edge.remote import Remote
 
-    return Remote(device)
+    return Remote(device, progress)

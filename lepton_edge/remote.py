@@ -13,7 +13,7 @@ from lepton_edge import transport as transports
 from lepton_edge.agent_link import AgentLink
 from lepton_edge.device import Device
 from lepton_edge.errors import LeptonError, PlaceLost, WorkerError
-from lepton_edge.launch import Way, Worker
+from lepton_edge.launch import Progress, Way, Worker
 from lepton_edge.registry import PACKAGE, Runtime
 
 WORKER = PACKAGE / "worker.py"
@@ -22,9 +22,9 @@ WORKER = PACKAGE / "worker.py"
 class Remote:
     """A device that is reached through its transport; see ``place.Place``. What is brought there goes with it."""
 
-    def __init__(self, device: Device) -> None:
-        """Connect. Raises LeptonError where that fails, saying why and what to do."""
-        self.name, self.device = device.name, device
+    def __init__(self, device: Device, progress: Progress | None = None) -> None:
+        """Connect; ``progress`` is told of files on their way. Raises LeptonError where that fails, saying why and what to do."""
+        self.name, self.device, self._progress = device.name, device, progress
         self.title = device.reach.get("address") or device.name
         self._transport = transports.connect(device.transport, self.title, device.reach)
         self.kind, self.shares_host = self._transport.kind, self._transport.shares_host
@@ -76,7 +76,8 @@ class Remote:
         if key not in self._sent:
             folder = f"{self.link.folder}/files-{next(self._numbers)}"
             for file in parts:
-                self.link.put(file, f"{folder}/{file.relative_to(base.resolve()).as_posix()}", sums[file])
+                place = f"{folder}/{file.relative_to(base.resolve()).as_posix()}"
+                self.link.put(file, place, sums[file], progress=self._progress)
             self._sent[key] = f"{folder}/{name}".rstrip("/")
         return self._sent[key]
 
