@@ -23,7 +23,7 @@ class Remote:
     """A device that is reached through its transport; see ``place.Place``. What is brought there goes with it."""
 
     def __init__(self, device: Device, progress: Progress | None = None) -> None:
-        """Connect; ``progress`` is told of files on their way. Raises LeptonError where that fails, saying why and what to do."""
+        """Connect; ``progress`` is told of files on their way. Raises LeptonError, saying why and what to do."""
         self.name, self.device, self._progress = device.name, device, progress
         self.title = device.reach.get("address") or device.name
         self._transport = transports.connect(device.transport, self.title, device.reach)
