@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from packaging.requirements import Requirement
 
 from lepton_edge import bench, locate, place, registry, stages, verify
@@ -23,6 +24,7 @@ from lepton_edge.errors import LeptonError, PlaceLost
 from lepton_edge.feeds import Feed
 from lepton_edge.launch import Workers
 from lepton_edge.place import Place
+from lepton_edge.ports import identity
 from lepton_edge.recipe import Bench
 from lepton_edge.registry import PACKAGE, Runtime
 from lepton_edge.stages import Answers, Model, Road
@@ -47,6 +49,11 @@ class Job:
     quantized: bool
     runtime: Runtime | None = None
     options: dict = field(default_factory=dict)
+
+    def on(self, feed: Feed, chosen: np.ndarray) -> Job:
+        """The same on fewer samples: ``feed`` holds those of this job's that ``chosen`` numbers."""
+        outputs = {name: array[chosen] for name, array in self.here.outputs.items()}
+        return replace(self, feed=feed, here=replace(self.here, outputs=outputs))
 
     @property
     def limit(self) -> float:
@@ -228,7 +235,7 @@ def _same(road: Road, at: Place, job: Job, runtime: Runtime) -> Row:
     what = f"running {job.name}"
     road.progress.stage(what)
     got = stages.answers(road, job.model, job.feed, runtime=runtime, options=job.options, what=what, place=at)
-    parity = verify.parity(job.here.outputs, got.outputs, got.wiring)
+    parity = verify.parity(job.here.outputs, got.outputs, identity([{"name": p.name} for p in got.wiring]))
     sqnr = parity["sqnr_db"]
     error = None
     if not verify.exact(parity) and (sqnr is None or sqnr < job.limit):

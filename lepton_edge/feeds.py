@@ -30,7 +30,8 @@ from lepton_edge.sources import Source, open_data
 from lepton_edge.store import aside
 
 __all__ = [
-    "Feed", "Source", "adapt_feed", "feed_from_arrays", "load_feed", "open_data", "spread", "write_feed",
+    "Feed", "Source", "adapt_feed", "feed_from_arrays", "load_feed", "open_data", "spread", "thinned",
+    "write_feed",
 ]  # fmt: skip
 
 SCHEMA = "lepton-edge.feed/1"
@@ -126,6 +127,17 @@ def feed_from_arrays(
         labels,
         {"source": source, "whole": tuple(whole)},
     )
+
+
+def thinned(feed: Feed, most: int, folder: str | Path) -> tuple[Feed, np.ndarray]:
+    """At most ``most`` samples of a feed, evenly spread, and which they are: int64 [count]. Few enough: itself."""
+    chosen = np.arange(feed.count)
+    if feed.count <= most:
+        return feed, chosen
+    chosen = np.linspace(0, feed.count - 1, most).round().astype(np.int64)
+    arrays, labels = {name: feed.array(name)[chosen] for name in feed.inputs}, feed.label_array()
+    kept = None if labels is None else labels[chosen]
+    return feed_from_arrays(arrays, kept, folder, source=feed.source, whole=feed.whole), chosen
 
 
 def _write(
