@@ -68,12 +68,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             files = build(sources, Path(folder))
             result = api.bench(list(files.values()), recipe)
-        for maker, found in zip(files, result["models"], strict=True):
+        for maker, found in zip(files, result["rows"], strict=True):
             row = {"model": name, "maker": maker, "p50_ms": found["latency"]["p50_ms"], "ratio": found["ratio"]}
             rows.append(row | {"size_bytes": found["size_bytes"]})
             print(row, flush=True)
+    host = result["environments"]["local"]["host"]
     note = (
-        f"{result['host']['cpu']}, one thread, {args.rounds} rounds in turn; the ratio is the time of a file by ours, "
+        f"{host['cpu']}, one thread, {args.rounds} rounds in turn; the ratio is the time of a file by ours, "
         "paired: above 1, ours is faster."
     )
     RESULT.write_text(json.dumps({"note": note, "rows": rows}, indent=1) + "\n")

@@ -126,11 +126,8 @@ def latencies(entries: list[Entry], *, seconds: float, rounds: int, passes: int)
     for k in range(passes):
         timed = bench.measure(
             [e.entrant for e in entries if e.entrant and "error" not in facts.get(e.key, {})],
-            seconds=seconds,
-            rounds=rounds,
-            threads=1,
-            seed=k,
-        )
+            bench.How(seconds, rounds, processes=1, seed=k),
+        ).timings
         for key, timing in timed.items():
             if timing.latency is None:
                 facts[key] = {"error": timing.error.message if timing.error else "not measured"}

@@ -5,14 +5,28 @@ model ── load ─▶ source ── plan, steps ─▶ candidates ── veri
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import bench as timing
-from lepton_edge import candidates, lint, plan, record, registry, rescue, routes, run_feeds, rundir, stages, verify
+from lepton_edge import (
+    bench_record,
+    benching,
+    candidates,
+    lint,
+    plan,
+    record,
+    registry,
+    rescue,
+    routes,
+    run_feeds,
+    rundir,
+    stages,
+    verify,
+)
 from lepton_edge import check as runtime_check
 from lepton_edge.analysis import files
 from lepton_edge.analysis.advice import sentences
@@ -22,6 +36,7 @@ from lepton_edge.conversion import Conversion, step_options
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.inspect_model import inspector_files
+from lepton_edge.place import open_place
 from lepton_edge.progress import Silent
 from lepton_edge.quant import schemes
 from lepton_edge.recipe import Recipe
@@ -236,38 +251,37 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
 
 
 def bench(
-    models: Sequence[Path], recipe: Recipe, progress: Silent | None = None, *, runtime: str | None = None
+    models: Sequence[Path],
+    recipe: Recipe,
+    progress: Silent | None = None,
+    *,
+    runtime: str | None = None,
+    ask: benching.Ask | None = None,
+    out: Path | None = None,
 ) -> dict:
-    """Latency of one or more models on this machine, interleaved; the ratio of each to the first."""
-    threads = record.threads(recipe, get_device(recipe.compress.device))
-    with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
-        entrants, arts = [], {}
-        for k, path in enumerate(models):
-            source = stages.load_source(road, path, runtime=runtime)
-            feeds = run_feeds.open_feeds(road, source, recipe, seeded=True)
-            name = path.name if path.name not in arts else f"{path.name} ({k + 1})"
-            arts[name] = source.art
-            entrants.append(timing.Entrant(name, path, source.runtime, feeds.evaluation.folder))
-        timings = stages.timed(road, entrants, recipe.bench, threads, "models")
-    names = list(arts)
-    for name in names:
-        if (error := timings[name].error) is not None:
-            raise error
-    against = timing.ratios(timings, {n: names[0] for n in names[1:]})
-    return {
-        "host": record.host(),
-        "models": [
-            {
-                "name": n,
-                "format": arts[n].format,
-                "size_bytes": arts[n].size_bytes,
-                "runtime": timings[n].info,
-                "latency": timings[n].latency,
-                "ratio": against.get(n),
-            }
-            for n in names
-        ],
-    }
+    """Latency of one or more models on the recipe's device, interleaved; the ratio of each to the first.
+
+    ``ask`` adds batches, throughput and energy. Returns the document that is written to ``out`` (see bench_record).
+    A model that fails is a row with its error. Raises LeptonError where all of them do.
+    """
+    start = time.monotonic()
+    device = get_device(recipe.compress.device)
+    if out is not None:
+        bench_record.check(out)
+    with (
+        stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road,
+        contextlib.closing(open_place(device)) as place,
+    ):
+        rows, environment = benching.measured(road, models, recipe, device, place, runtime, ask or benching.Ask())
+    if all(r["error"] for r in rows):
+        raise LeptonError(rows[0]["error"]["message"], rows[0]["error"]["hint"])
+    if note := device.latency_note():
+        environment["warnings"].append(note)
+    settings = dataclasses.asdict(recipe.bench) | dataclasses.asdict(ask or benching.Ask()) | {"runtime": runtime}
+    made = bench_record.document(rows, {place.name: environment}, settings, time.monotonic() - start)
+    if out is not None:
+        bench_record.write(made, out)
+    return made
 
 
 def compare(first: Path, second: Path, recipe: Recipe, progress: Silent | None = None) -> dict:

@@ -24,7 +24,7 @@ from lepton_edge.clikit import (
     progress,
     recipe_from,
 )
-from lepton_edge.errors import LimitError, UsageError
+from lepton_edge.errors import LeptonError, LimitError, UsageError
 
 app = typer.Typer(
     name="lepton-edge",
@@ -220,6 +220,25 @@ def bench(
         typer.Argument(help="Models of any formats; the first is what the others are compared with."),
     ],
     runtime: RuntimeOpt = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", metavar="LIST", help="Samples run at once, as 1,2,4,8 (1).")
+    ] = None,
+    throughput: Annotated[
+        bool, typer.Option("--throughput", help="Also inferences a second, by parallel streams and threads.")
+    ] = False,
+    streams: Annotated[
+        str | None, typer.Option("--streams", metavar="LIST", help="The streams of --throughput (up to the cores).")
+    ] = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Also joules an inference, where the machine tells them.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Fresh processes a model (6, fewer for a short time).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Keep it all, with every sample: .json or folder."),
+    ] = None,
     max_latency: Annotated[
         float | None, typer.Option("--max-latency", min=0.0, help="Exit code 4 if a median is above (ms).")
     ] = None,
@@ -228,13 +247,22 @@ def bench(
 ) -> None:
     """Latency of models, measured in turn, with intervals.
 
+    Each is warmed up until it is steady, and timed in fresh processes that take short turns in random order. A
+    percentile is printed where the samples support it, a difference where it is beyond the noise.
+
     Example: `lepton-edge bench model.tflite model.int8.tflite --threads 1`
     """
-    from lepton_edge import api, show
+    from lepton_edge import api, benching, show_bench
 
-    result = api.bench(models, recipe_from(opts), progress(opts), runtime=runtime)
-    emit(result, opts, lambda: show.timings(result))
-    slow = [m["name"] for m in result["models"] if max_latency is not None and m["latency"]["p50_ms"] > max_latency]
+    opts.processes = processes
+    asked = clikit.counts(streams, "--streams")
+    ask = benching.Ask(clikit.counts(batch, "--batch") or (1,), throughput or bool(asked), asked, energy)
+    result = api.bench(models, recipe_from(opts), progress(opts), runtime=runtime, ask=ask, out=out)
+    emit(result, opts, lambda: show_bench.timings(result))
+    if failed := [r for r in result["rows"] if r["error"]]:
+        error = failed[0]["error"]
+        raise LeptonError(f"{len(failed)} of {len(result['rows'])} not measured; {error['message']}", error["hint"])
+    slow = [r["name"] for r in result["rows"] if max_latency is not None and r["latency"]["p50_ms"] > max_latency]
     if slow:
         raise LimitError(f"p50 above {max_latency:g} ms: {', '.join(slow)}")
 

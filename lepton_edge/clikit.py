@@ -126,6 +126,12 @@ BENCH: Group = {
         ],
         None,
     ),
+    "cpus": (
+        Annotated[
+            str | None, typer.Option("--cpus", metavar="LIST", help="Processors to keep to while measuring, as 0-3.")
+        ],
+        None,
+    ),
     "device": (
         Annotated[str | None, typer.Option("--device", metavar="NAME", help="See 'lepton-edge devices list'.")],
         None,
@@ -389,7 +395,7 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         import dataclasses
 
         r = dataclasses.replace(r, quantize={**r.quantize, **chosen})
-    r = recipes.override(r, "bench", seconds=given.get("seconds"), threads=given.get("threads"))
+    r = recipes.override(r, "bench", **{k: given.get(k) for k in ("seconds", "threads", "cpus", "processes")})
     if given.get("preprocess"):
         import dataclasses
 
@@ -416,6 +422,14 @@ def names(text: str | None) -> tuple[str, ...] | None:
     if not found:
         raise UsageError("an empty list was given", "for example --to tflite,onnx")
     return found
+
+
+def counts(text: str | None, option: str) -> tuple[int, ...]:
+    """A list of whole numbers above 0, "1,2,4", as a tuple; () for none. Raises UsageError."""
+    words = [t.strip() for t in text.split(",")] if text is not None else []
+    if not all(w.isdecimal() and int(w) > 0 for w in words):
+        raise UsageError(f"{option} {text}: not a list of whole numbers above 0", f"for example {option} 1,2,4")
+    return tuple(dict.fromkeys(int(w) for w in words))
 
 
 def emit(data: Any, opts: SimpleNamespace, show: Callable[[], None]) -> None:

@@ -1,11 +1,13 @@
 """What this machine is, and what is installed: facts for run.json.
 
-Standard library only, milliseconds, and nothing is imported to find out its version.
+Self-contained (standard library, Python 3.9 or later), for it is also called on devices; milliseconds, and nothing is
+imported to find out its version.
 What cannot be read is None, and the reason stands beside it under "unknown".
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -43,14 +45,15 @@ ARM_PARTS = {
 def host_info(root: str | Path = "/") -> dict[str, Any]:
     """The "host" object of run.json. `root` is where /proc and /sys are found (tests give one of their own).
 
-    Keys: cpu, board, machine, cores (usable), cores_total, isa, governor, frequency_mhz, temperature_c, memory_gb,
-    available_gb, cgroup {version, cpus, memory_gb}, load_average (1, 5, 15 minutes), os, python, packages, and
-    unknown {key: why it is None}.
+    Keys: machine_id (see there), cpu, board, machine, cores (usable), cores_total, isa, governor, frequency_mhz,
+    temperature_c, memory_gb, available_gb, cgroup {version, cpus, memory_gb}, load_average (1, 5, 15 minutes), os,
+    python, packages, and unknown {key: why it is None}.
     """
     base = Path(root)
     unknown: dict[str, str] = {}
     memory = memory_bytes(base)
     info = {
+        "machine_id": machine_id(base),
         "cpu": cpu_name(base),
         "board": _board(base),
         "machine": platform.machine(),
@@ -77,6 +80,18 @@ def _board(base: Path) -> str | None:
         if text := (_read(base / file) or "").strip("\0 \n"):
             return text
     return None
+
+
+def machine_id(root: str | Path = "/") -> str:
+    """A hash that tells machines apart, and nothing else of them: of the system's id, the board's serial and the CPU.
+
+    Copies of one container image or memory card share the system's id, so it does not stand alone.
+    """
+    base = Path(root)
+    system = _read(base / "etc/machine-id") or _read(base / "var/lib/dbus/machine-id") or platform.node()
+    serial = _read(base / "proc/device-tree/serial-number") or _cpuinfo(base).get("Serial", "")
+    text = "\n".join((system.strip(), serial.strip("\0 "), cpu_name(base), str(os.cpu_count())))
+    return hashlib.sha256(f"lepton-edge\n{text}".encode()).hexdigest()[:16]
 
 
 def usable_cores() -> int:

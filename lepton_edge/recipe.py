@@ -38,7 +38,7 @@ from typing import Any
 
 from lepton_edge.errors import UsageError, did_you_mean
 
-POSITIVE = ("samples", "evaluation_samples", "seconds", "rounds")
+POSITIVE = ("samples", "evaluation_samples", "seconds", "rounds", "processes")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,14 @@ class Compress:
 
 @dataclass(frozen=True)
 class Bench:
-    """How long to measure, in how many interleaved rounds, on how many threads (0: what the device says)."""
+    """How long to measure a model, in how many interleaved rounds and fresh processes (0: what the time allows), on
+    how many threads (0: what the device says), on which processors ("0-3", "": all)."""
 
     seconds: float = 3.0
-    rounds: int = 10
+    rounds: int = 0
+    processes: int = 0
     threads: int = 0
+    cpus: str = ""
 
 
 @dataclass(frozen=True)

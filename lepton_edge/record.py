@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import __version__, registry, verify
+from lepton_edge import __version__, noise, registry, verify
 from lepton_edge.artifact import Artifact
 from lepton_edge.candidates import Candidate
 from lepton_edge.choose import choose
@@ -33,19 +33,22 @@ def host() -> dict:
     return host_info()
 
 
-def threads(recipe: Recipe, device: Device) -> int:
-    """Threads a runtime may use: what the recipe says, else the device's, but never more than there are cores here.
+def threads(recipe: Recipe, device: Device, machine: Mapping[str, Any] | None = None) -> int:
+    """Threads a runtime may use: what the recipe says, else the device's, but never more than there are cores.
 
-    Raises UsageError when the recipe asks for more than this machine can run at once.
+    ``machine`` is the ``host_info`` of where it runs, this one unless given. Raises UsageError when the recipe asks for
+    more than it can run at once.
     """
     from lepton_edge.host import usable_cores
 
-    if recipe.bench.threads > (most := os.cpu_count() or 1):
+    most = machine["cores_total"] if machine else os.cpu_count() or 1
+    if recipe.bench.threads > most:
         raise UsageError(
-            f"{recipe.bench.threads} threads were asked for, and this machine runs {most} at once",
+            f"{recipe.bench.threads} threads were asked for, and {device.name if machine else 'this machine'} runs "
+            f"{most} at once",
             f"choose 1 to {most} with --threads: what more would measure is waiting",
         )
-    return recipe.bench.threads or max(1, min(device.threads, usable_cores()))
+    return recipe.bench.threads or max(1, min(device.threads, machine["cores"] if machine else usable_cores()))
 
 
 def run_record(
@@ -117,11 +120,8 @@ def run_record(
 def _doubts(machine: dict, base: dict | None, rows: Sequence[dict], device: Device) -> list[str]:
     found = []
     busy = max((r["latency"]["others_cores"] or 0.0 for r in rows if r["latency"]), default=0.0)
-    if busy > BUSY_CORES:
-        found.append(
-            f"other processes kept {busy:.1f} of {machine['cores']} cores busy while latency was measured: "
-            "the times are those of a shared machine"
-        )
+    if busy > noise.BUSY_CORES:
+        found.append(noise.busy_text(busy, machine))
     if base and base["top1"] < 0.2 and base["top5"] is not None and base["top5"] < 0.4:
         found.append(
             f"the source model itself has top-1 {base['top1']:.3f} on this data: check labels and preprocessing"
@@ -260,9 +260,6 @@ def scheme(verbs: Sequence[str], quantize: Mapping[str, Any] | None = None) -> s
     """The word for what was done to a model; ``quantize`` are the options of that pass."""
     names = {"prune": "pruned", "quantize": label(quantize or {}), "halve": "float16"}
     return "-".join(names[v] for v in verbs if v in names) or "float32"
-
-
-BUSY_CORES = 0.2
 
 
 def inspect_model(road: Road, art: Artifact) -> dict:

@@ -160,49 +160,6 @@ def evaluation(result: dict) -> None:
     warnings(result["warnings"])
 
 
-def timings(result: dict) -> None:
-    """Latency of models measured together."""
-    table = _table(
-        "model",
-        "runtime",
-        ">size",
-        ">p50 ms",
-        ">p90 ms",
-        ">p95 ms",
-        ">p99 ms",
-        ">first ms",
-        ">peak MB",
-        "vs first",
-    )
-    for m in result["models"]:
-        t = m["latency"]
-        runtime = f"{m['runtime'].get('runtime')} {m['runtime'].get('version', '')}".strip()
-        ratio = m["ratio"]
-        against = DASH
-        if ratio:
-            ends = ratio["ci95"]
-            against = (
-                f"{ratio['median']:.2f}x [{ends[0]:.2f}, {ends[1]:.2f}] {ratio['verdict']}"
-                if ends
-                else f"{ratio['median']:.2f}x"
-            )
-        table.add_row(
-            m["name"],
-            runtime,
-            size(m["size_bytes"]),
-            _spread(t),
-            *(ms(t[f"p{p}_ms"]) for p in (90, 95, 99)),
-            ms(t["first_ms"]),
-            f"{t['peak_rss_mb']:.0f}",
-            against,
-        )
-    _console().print(table)
-    t = result["models"][0]["latency"]
-    line = f"measured: batch 1, {t['threads']} thread(s), {t['rounds']} interleaved rounds, 95 % intervals; "
-    line += str(result["host"]["cpu"])
-    _line(_console(), line, style="dim")
-
-
 def comparison(result: dict) -> None:
     """Parity of two models."""
     _line(_console(), f"{result['second']['name']} against {result['first']['name']}", style="bold")

@@ -304,14 +304,8 @@ def timed(
     """The latency of models by name, ``what`` says which, as the recipe's ``how`` asks: in turn, in fresh workers."""
     road.workers.drop()
     road.progress.stage(f"measuring latency, {what} in turn")
-    return bench.measure(
-        entrants,
-        seconds=how.seconds,
-        rounds=how.rounds,
-        threads=threads,
-        seed=road.seed,
-        progress=road.progress.update,
-    )
+    asked = bench.How(how.seconds, how.rounds, how.processes, threads, bench.cpu_list(how.cpus), road.seed)
+    return bench.measure(entrants, asked, progress=road.progress.update).timings
 
 
 def feed_for(road: Road, model: Model, feed: Feed, specs: list[dict] | None = None) -> Feed:

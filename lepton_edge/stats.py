@@ -1,15 +1,21 @@
-"""Honest numbers from raw samples: percentiles with intervals, ratios with intervals, proportions.
+"""Honest numbers from raw samples: percentiles with intervals, ratios with intervals, trends, proportions.
 
 Percentile intervals are the distribution-free ones from order statistics: the number of samples below the
-p-quantile is Binomial(n, p) (Hahn & Meeker, Statistical Intervals, 1991, section 5.2). A percentile that
-the sample count cannot bound is None, not a guess.
+p-quantile is Binomial(n, p) (Hahn & Meeker, Statistical Intervals, 1991, section 5.2); LoadGen's early stopping
+rests on the same count (MLPerf Inference Rules, "Early Stopping Criterion"). A percentile that the sample count
+cannot bound is None, not a guess. Samples that come in bursts count for fewer (``effective_count``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import groupby
 
+PERCENTILES = (50, 90, 95, 99)
+#: What a comparison of files never calls a difference: by so much differ files that are the same, for reasons that stay
+#: the same in every process of a run, such as the length of a path (Mytkowicz et al., ASPLOS 2009).
+RESOLUTION = 0.01
 # Two-sided 95 % points of Student's t for 1..30 degrees of freedom.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -30,13 +36,12 @@ def quantile(ordered: Sequence[float], p: float) -> float:
     return ordered[max(0, math.ceil(p * len(ordered)) - 1)]
 
 
-def quantile_interval(ordered: Sequence[float], p: float) -> tuple[float, float] | None:
-    """A 95 % confidence interval for the p-quantile from sorted samples, or None when they are too few.
+def quantile_ranks(n: int, p: float) -> tuple[int, int] | None:
+    """Ranks (from 1) of the order statistics of ``n`` samples that bound the p-quantile at 95 %; None: too few.
 
-    The ranks (l, u) are the tightest with P(B < l) <= 2.5 % and P(B >= u) <= 2.5 %, B ~ Binomial(n, p).
+    The tightest (l, u) with P(B < l) <= 2.5 % and P(B >= u) <= 2.5 %, B ~ Binomial(n, p) being the samples below it.
     """
-    n = len(ordered)
-    lower = upper = None
+    lower = upper = 0
     below = 0.0  # P(B <= k - 1), then P(B <= k)
     for k in range(n + 1):
         if below <= 0.025:
@@ -45,14 +50,46 @@ def quantile_interval(ordered: Sequence[float], p: float) -> tuple[float, float]
         if below >= 0.975:
             upper = k + 1
             break
-    if not lower or upper is None or upper > n:
+    return (lower, upper) if lower and 0 < upper <= n else None
+
+
+def quantile_interval(ordered: Sequence[float], p: float, count: float | None = None) -> tuple[float, float] | None:
+    """A 95 % confidence interval for the p-quantile from sorted samples, or None when they are too few.
+
+    ``count`` is how many independent samples they are worth, where that is fewer than there are.
+    """
+    n = len(ordered)
+    worth = min(n, int(count)) if count is not None else n
+    ranks = quantile_ranks(worth, p)
+    if not ranks:
         return None
-    return ordered[lower - 1], ordered[upper - 1]
+    scale = n / worth
+    return ordered[math.floor((ranks[0] - 1) * scale)], ordered[math.ceil(ranks[1] * scale) - 1]
 
 
 def _binomial(n: int, p: float, k: int) -> float:
     log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
     return math.exp(log)
+
+
+def samples_needed(p: float) -> int:
+    """The fewest independent samples that bound the p-quantile from both sides at 95 %."""
+    return next(n for n in range(1, 10000) if quantile_ranks(n, p))
+
+
+def effective_count(clusters: Sequence[Sequence[float]], limit: float) -> float:
+    """How many independent samples all of them are worth as far as the share above ``limit`` goes.
+
+    Slow samples come in bursts. The variance of their share from cluster to cluster (a turn, a process), over the
+    variance that independent samples would have, is the design effect (Kish, Survey Sampling, 1965, section 5.4);
+    for quantiles of dependent series it is that of the indicator (Heidelberger & Lewis, Operations Research 32, 1984).
+    """
+    n, counts = sum(map(len, clusters)), [(sum(v > limit for v in c), len(c)) for c in clusters if c]
+    share = sum(above for above, _ in counts) / n
+    if len(counts) < 2 or not 0 < share < 1:
+        return n
+    between = sum((above - share * size) ** 2 for above, size in counts) * len(counts) / (len(counts) - 1)
+    return n / max(1.0, between / (n * share * (1 - share)))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -66,42 +103,95 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def summarize(rounds: Sequence[Sequence[int]]) -> dict:
-    """Latency figures in milliseconds from rounds of nanoseconds.
+def summarize(rounds: Sequence[Sequence[int]], processes: Sequence[int] | None = None) -> dict:
+    """Latency figures in milliseconds from rounds of nanoseconds; ``processes`` says which process each round is of.
 
-    The interval of the median covers both the scatter of the samples and the drift between rounds: it is the
-    hull of the order-statistic interval and the t-interval of the rounds' own medians.
+    Intervals are the order-statistic ones of as many samples as the turns and the processes are worth independent
+    ones. That of the median is the hull of it and of the t-interval of the processes' own medians (of the rounds',
+    where there is one process): it covers the scatter of samples, drift, and what differs from process to process.
     """
-    ordered = sorted(ns / 1e6 for r in rounds for ns in r)
+    turns = [[ns / 1e6 for ns in r] for r in rounds if r]
+    by_process = _grouped(turns, [p for p, r in zip(processes, rounds, strict=True) if r] if processes else None)
+    ordered = sorted(ms for turn in turns for ms in turn)
     figures: dict = {
         "count": len(ordered),
-        "rounds": len(rounds),
+        "rounds": len(turns),
         "mean_ms": math.fsum(ordered) / len(ordered),
     }
-    for p in (50, 90, 95, 99):
-        interval = quantile_interval(ordered, p / 100)
-        if p == 50:
-            drift = mean_interval([median(r) / 1e6 for r in rounds])
-            ends = [x for i in (interval, drift) if i for x in i]
+    for percent in PERCENTILES:
+        p = percent / 100
+        limit = quantile(ordered, p)
+        worth = min(effective_count(clusters, limit) for clusters in (turns, by_process))
+        interval = quantile_interval(ordered, p, worth)
+        if percent == 50:
+            medians = [median(c) for c in (by_process if len(by_process) > 1 else turns)]
+            ends = [x for i in (interval, mean_interval(medians)) if i for x in i]
             interval = (max(0.0, min(ends)), max(ends)) if ends else None
             figures["p50_ms"] = median(ordered)
         else:
-            figures[f"p{p}_ms"] = quantile(ordered, p / 100) if interval else None
-        figures[f"p{p}_ci"] = list(interval) if interval else None
+            figures[f"p{percent}_ms"] = limit if interval else None
+        figures[f"p{percent}_ci"] = list(interval) if interval else None
+        figures[f"p{percent}_worth"] = round(worth)
     return figures
 
 
-def ratio(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> dict:
-    """How long ``a`` takes relative to ``b``, from rounds measured in turn: median ratio, 95 % interval, verdict.
+def _grouped(turns: Sequence[Sequence[float]], processes: Sequence[int] | None) -> list[list[float]]:
+    if processes is None:
+        return [[v for turn in turns for v in turn]]
+    return [[v for turn in found for v in turn] for found in _by(turns, processes)]
 
-    Round k of ``a`` is paired with round k of ``b``, so slow drift of the machine cancels; the interval is the
-    t-interval of the log ratios of the rounds' medians.
+
+def _by(values: Iterable, keys: Sequence[Hashable]) -> list[list]:
+    """``values`` in groups of equal neighbouring keys."""
+    pairs = zip(keys, values, strict=True)
+    return [[value for _, value in group] for _, group in groupby(pairs, key=lambda pair: pair[0])]
+
+
+def ratio(
+    a: Sequence[Sequence[int]], b: Sequence[Sequence[int]], processes: Sequence[int] | None = None, p: float = 0.5
+) -> dict:
+    """How long ``a`` takes relative to ``b``, from rounds measured in turn: ratio, 95 % interval, verdict.
+
+    Round k of ``a`` is paired with round k of ``b``, so slow drift of the machine cancels; their p-quantiles are held
+    against each other. ``processes`` says of which pair of fresh processes each round is; the interval is the
+    t-interval of the log ratios of those pairs (each the median of its rounds), for two processes of one file differ,
+    too, and rounds of one pair do not show it (Kalibera & Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013).
+    With one pair it is that of the rounds. The verdict is "faster" or "slower" where the interval lies beyond
+    ``RESOLUTION``, else "no difference".
     """
-    logs = [math.log(median(x) / median(y)) for x, y in zip(a, b, strict=True)]
-    interval = mean_interval(logs)
+    logs = [math.log(_middle(x, p) / _middle(y, p)) for x, y in zip(a, b, strict=True)]
+    pairs = [median(group) for group in _by(logs, processes)] if processes else []
+    values = pairs if len(pairs) > 1 else logs
+    interval = mean_interval(values)
     low, high = (math.exp(interval[0]), math.exp(interval[1])) if interval else (0.0, math.inf)
-    verdict = "faster" if high < 1 else "slower" if low > 1 else "no difference"
-    return {"median": math.exp(median(logs)), "ci95": [low, high] if interval else None, "verdict": verdict}
+    verdict = "faster" if high < 1 - RESOLUTION else "slower" if low > 1 + RESOLUTION else "no difference"
+    return {
+        "median": math.exp(median(values)),
+        "ci95": [low, high] if interval else None,
+        "verdict": verdict,
+        "of": f"p{p * 100:g}",
+        "processes": max(1, len(pairs)),
+    }
+
+
+def _middle(values: Sequence[float], p: float) -> float:
+    return median(values) if p == 0.5 else quantile(sorted(values), p)
+
+
+def trend(values: Sequence[float]) -> float | None:
+    """The relative change over a series (0.08: it grew by 8 %), or None where it shows none.
+
+    Kendall's S at 1 % (Mann, Econometrica 13, 1945; normal approximation, from ten values on); the change is the
+    slope of Sen (JASA 63, 1968) times the length, over the median. Values are above 0.
+    """
+    n = len(values)
+    if n < 10:
+        return None
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    s = sum((values[j] > values[i]) - (values[j] < values[i]) for i, j in pairs)
+    if abs(s) - 1 < 2.576 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18):
+        return None
+    return median([(values[j] - values[i]) / (j - i) for i, j in pairs]) * (n - 1) / median(values)
 
 
 def proportion_interval(hits: int, count: int) -> tuple[float, float]:

@@ -7,6 +7,8 @@ stderr so that a framework's chatter cannot break the protocol.
 
 from __future__ import annotations
 
+import array
+import gc
 import importlib.util
 import inspect
 import json
@@ -115,6 +117,9 @@ def _inspect(state: dict, request: dict, progress) -> dict:
 
 
 def _load(state: dict, request: dict, progress) -> dict:
+    """Load a model in a runtime; with ``cpus`` on those processors only, so that its threads start there."""
+    if request.get("cpus"):
+        _keep_to(request["cpus"])
     module = _module(request["file"])
     start = _clock()
     session = module.load(request["model"], **request["options"])
@@ -125,6 +130,16 @@ def _load(state: dict, request: dict, progress) -> dict:
         "outputs": [_real(spec) for spec in session.outputs],
         "info": session.info,
     }
+
+
+def _keep_to(cpus: list) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError(f"{sys.platform} cannot bind a process to processors")
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as e:
+        usable = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise ValueError(f"processors {cpus} cannot be used here; usable are {usable}") from e
 
 
 def _real(spec: dict) -> dict:
@@ -211,47 +226,113 @@ def _create(path: str, dtype, shape: tuple):
 
 
 def _bench_start(state: dict, request: dict, progress) -> dict:
-    """First inference, then warm up until the median of a window stops falling (or the time is up)."""
+    """First inference, then warm up until steady or until ``warmup_s`` are over; samples are kept in memory before.
+
+    ``batch`` samples are run at once. Warmed up is what shows no trend any more: the medians of the last windows
+    neither rise nor fall (``_is_steady``).
+    """
+    batch = request.get("batch", 1)
     count, arrays, whole = _open_feed(request["feed"])
-    state["samples"] = [_sample(state["session"], arrays, whole, i) for i in range(min(count, request["keep"]))]
+    made = max(1, min(count, request["keep"]) // batch)
+    state["samples"] = [_batch(state["session"], arrays, whole, count, i * batch, batch) for i in range(made)]
     state["next"] = 0
-    first = _timed(state, 1)[0]
-    window, best, warm = 5, None, [first]
-    deadline = _clock() + int(request["warmup_s"] * 1e9)
-    while _clock() < deadline:
-        times = sorted(_timed(state, window))
-        warm += times
-        median = times[window // 2]
-        if best is not None and median > 0.98 * best and len(warm) >= 3 * window:
-            break
-        best = median if best is None else min(best, median)
-    return {"first_ns": first, "warmup_runs": len(warm)}
+    first = _timed(state, 1, 1, 0)[0]
+    start = _clock()
+    deadline, medians, runs, size, settled = start + int(request["warmup_s"] * 1e9), [], 1, 1, False
+    while not settled and _clock() < deadline:
+        times = _timed(state, size, 1, deadline)
+        runs += len(times)
+        medians.append(sorted(times)[len(times) // 2])
+        settled = _is_steady(medians[-WINDOWS:])
+        size = max(1, min(1000, int(WINDOW_NS / max(1, medians[-1]))))
+    return {
+        "first_ns": first,
+        "warmup": {"runs": runs, "seconds": (_clock() - start) / 1e9, "settled": settled},
+        "pid": os.getpid(),
+        "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+    }
+
+
+#: Warm-up is looked at in windows of this length; so many of them without a trend are steady.
+WINDOW_NS, WINDOWS = 10_000_000, 8
+
+
+def _is_steady(medians: list) -> bool:
+    """Whether windows have no trend: Kendall's S (Mann, Econometrica 13, 1945) is within what chance gives it, or
+    from the first half to the second their median changes by less than 1 %.
+
+    Where there is no trend, |S| of eight values is above 14 with a probability of 6 %.
+    """
+    n = len(medians)
+    if n < WINDOWS:
+        return False
+    s = sum((b > a) - (b < a) for i, a in enumerate(medians) for b in medians[i + 1 :])
+    early, late = sorted(medians[: n // 2])[n // 4], sorted(medians[n // 2 :])[n // 4]
+    return abs(s) <= 14 or abs(late - early) < 0.01 * early
+
+
+def _batch(session, arrays: dict, whole, count: int, at: int, batch: int) -> dict:
+    """``batch`` samples from ``at`` on, round and round, as the session takes them."""
+    import numpy as np
+
+    parts = [_sample(session, arrays, whole, (at + k) % count) for k in range(batch)]
+    return parts[0] if batch == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def _bench_round(state: dict, request: dict, progress) -> dict:
     """Time single inferences for ``seconds``, at least ``minimum`` and at most ``maximum`` of them (nanoseconds).
 
-    Other workers ran since this one's last turn: a few inferences first bring its caches back, untimed.
+    Others ran since the last turn: inferences for 2 ms, three at least unless they take long, first bring the
+    caches and the clock back, untimed. ``started_ns`` and ``ended_ns`` are of one clock for all processes of a machine.
+    "involuntary": how often the scheduler took the processor away meanwhile.
     """
-    _timed(state, 3)
-    deadline = _clock() + int(request["seconds"] * 1e9)
-    times = _timed(state, request["minimum"])
-    while _clock() < deadline and len(times) < request["maximum"]:
-        times += _timed(state, min(10, request["maximum"] - len(times)))
-    return {"ns": times}
+    start = _clock()
+    for k in range(1000):
+        passed = _clock() - start
+        if (k >= 3 and passed >= 2_000_000) or (k >= 1 and passed >= 20_000_000):
+            break
+        _timed(state, 1, 1, 0)
+    taken = _involuntary()
+    started = _clock()
+    times = _timed(state, request["maximum"], request["minimum"], started + int(request["seconds"] * 1e9))
+    taken = _involuntary() - taken
+    return {"ns": list(times), "started_ns": started, "ended_ns": state["ended"], "involuntary": taken}
 
 
-def _timed(state: dict, n: int) -> list:
-    run, samples, at = state["session"].run, state["samples"], state["next"]
-    times = []
-    for _ in range(n):
-        feeds = samples[at % len(samples)]
-        at += 1
-        start = _clock()
-        run(feeds)
-        times.append(_clock() - start)
-    state["next"] = at
-    return times
+def _timed(state: dict, most: int, least: int, deadline: int):
+    """Nanoseconds of up to ``most`` inferences, ended early at ``deadline`` of the clock once there are ``least``.
+
+    The one timing loop. Between the two readings of the clock there is nothing but the call: the array is there
+    before, samples are looked up before, and the garbage collector waits.
+    """
+    run, samples, at, clock = state["session"].run, state["samples"], state["next"], _clock
+    times, n, done, end = array.array("q", bytes(8 * most)), len(samples), 0, 0
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for k in range(most):
+            feeds = samples[(at + k) % n]
+            start = clock()
+            run(feeds)
+            end = clock()
+            times[k] = end - start
+            done = k + 1
+            if end >= deadline and done >= least:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    state["next"], state["ended"] = at + done, end
+    return times[:done]
+
+
+def _involuntary() -> int:
+    """Involuntary context switches of this process so far; 0 where the system does not count them."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _usage(state: dict, request: dict, progress) -> dict:

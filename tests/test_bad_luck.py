@@ -201,5 +201,5 @@ def test_limits_that_are_not_met(box, things):
     assert document["error"]["exit_code"] == 4 and document["picked"] is None
     assert {"run.json", "report.html"} <= tree(box.cwd / "run").keys()
     code, out, err = box.run("bench", things / "model.onnx", "--seconds", "0.1", "--max-latency", "0", "--json")
-    assert code == 4 and json.loads(out)["models"] and "model.onnx" in told(err)[0]
+    assert code == 4 and json.loads(out)["rows"] and "model.onnx" in told(err)[0]
     box.check_clean()

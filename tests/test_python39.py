@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lepton_edge"
-FILES = [PACKAGE / "worker.py", PACKAGE / "preprocess_core.py", PACKAGE / "templates" / "predict.py"]
+FILES = [PACKAGE / f"{name}.py" for name in ("worker", "host", "preprocess_core", "templates/predict")]
 FILES += sorted((PACKAGE / "runtimes").glob("*.py")) + sorted((PACKAGE / "ondevice").glob("*.py"))
 KEYWORDS = {"zip": {"strict"}, "dataclass": {"slots", "kw_only"}}
 NAMES = {"tomllib", "itertools.pairwise", "datetime.UTC", "enum.StrEnum", "types.NoneType", "types.UnionType"}

@@ -1,0 +1,89 @@
+"""Printing what ``bench`` measured: a table of latencies, one of throughput, energy, and what is to be doubted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lepton_edge.show import _console, _line, _spread, _table, warnings
+from lepton_edge.texts import DASH, ms, number, size
+
+
+def timings(document: dict[str, Any]) -> None:
+    """The document of a bench: see bench_record."""
+    rows = document["rows"]
+    many = len({r["device"]["name"] for r in rows}) > 1
+    batched = any(r["batch"] != 1 for r in rows)
+    columns = ["candidate", *(["device"] if many else []), "runtime", ">size", ">p50 ms", ">p90 ms", ">p95 ms"]
+    columns += [">p99 ms", ">first ms", ">peak MB", *([">samples/s"] if batched else []), "vs first"]
+    table = _table(*columns)
+    for r in rows:
+        name = [r["name"], *([r["device"]["name"]] if many else [])]
+        told = f"{(r['runtime'] or {}).get('runtime', '')} {(r['runtime'] or {}).get('version', '')}".strip()
+        if r["latency"] is None:
+            table.add_row(*name, told, size(r["size_bytes"]), *[DASH] * (6 + batched), "not measured", style="red")
+            continue
+        t = r["latency"]
+        figures = (*(ms(t[f"p{p}_ms"]) for p in (90, 95, 99)), ms(t["first_ms"]), f"{t['peak_rss_mb']:.0f}")
+        rate = [_rate(t["per_s"])] if batched else []
+        table.add_row(*name, told, size(r["size_bytes"]), _spread(t), *figures, *rate, against(r["ratio"]))
+    _console().print(table)
+    for r in rows:
+        if r["throughput"]:
+            _throughput(r)
+        if r["energy"]:
+            _line(_console(), f"{r['name']}: {energy(r['energy'])}")
+    _notes(document)
+
+
+def against(ratio: dict[str, Any] | None) -> str:
+    """A ratio as a cell: 0.52x [0.50, 0.54] faster; with its interval, or "no difference" beside it."""
+    if not ratio:
+        return DASH
+    if not ratio["ci95"]:
+        return f"{ratio['median']:.2f}x"
+    low, high = ratio["ci95"]
+    digits = 3 if high - low < 0.05 else 2
+    return f"{ratio['median']:.{digits}f}x [{low:.{digits}f}, {high:.{digits}f}] {ratio['verdict']}"
+
+
+def energy(found: dict[str, Any]) -> str:
+    """The energy of an inference as words, or why there is none."""
+    if found["joules"] is None:
+        return f"energy not measured: {found['reason']}"
+    low, high = found["ci95"]
+    text = f"{1e3 * found['joules']:.3g} mJ an inference above idle [{1e3 * low:.3g}, {1e3 * high:.3g}], "
+    return text + f"{found['watts']:.3g} W against {found['idle_watts']:.3g} W idle ({found['source']}: {found['of']})"
+
+
+def _throughput(r: dict[str, Any]) -> None:
+    title = f"\n{r['name']}: throughput"
+    table = _table(">streams", ">threads", ">inferences/s", ">95 %", ">p50 ms", ">p95 ms", title=title)
+    best = max(r["throughput"], key=lambda t: t["per_s"])
+    for t in r["throughput"]:
+        ends = " to ".join(map(_rate, t["per_s_ci"])) if t["per_s_ci"] else DASH
+        cells = (str(t["streams"]), str(t["threads"]), _rate(t["per_s"]), ends, _spread(t), ms(t["p95_ms"]))
+        table.add_row(*cells, style="green" if t is best else None)
+    _console().print(table)
+
+
+def _rate(value: float) -> str:
+    return number(value, 0 if value >= 100 else 2)
+
+
+def _notes(document: dict[str, Any]) -> None:
+    rows = document["rows"]
+    t = next(r["latency"] for r in rows if r["latency"])
+    for name, e in document["environments"].items():
+        batch = "batch 1" if all(r["batch"] == 1 for r in rows) else "batches as named"
+        kind = next(r["device"]["kind"] for r in rows if r["device"]["name"] == name)
+        line = f"{kind} on {name}: {batch}, {t['threads']} thread(s), {t['rounds']} interleaved rounds in "
+        line += f"{t['processes']} process(es) each, 95 % intervals; {e['host']['cpu']}"
+        _line(_console(), line, style="dim")
+    if any((r["ratio"] or {}).get("of", "p50") != "p50" for r in rows):
+        _line(_console(), "the machine was busy: the fastest tenth of each turn was compared", style="dim")
+    for e in document["environments"].values():
+        warnings(e["warnings"])
+    for r in rows:
+        warnings([f"{r['name']}: {text}" for text in r["warnings"]])
+        if r["error"]:
+            _line(_console(), f"{r['name']}: {r['error']['message']}", style="red")
