@@ -1,9 +1,9 @@
-"""A remote board end to end: probe, latency and parity in three runtimes, deployment, rollback, and everything that breaks.
+"""A remote board end to end: latency and parity in three runtimes, deployment, rollback, and all that may break.
 
     python benchmarks/board.py [--namespace] [--only bench deploy faults]
 
-The board is a real sshd on loopback (tests/board.py), so its figures are this machine's. With --namespace all of it runs
-in a network namespace of its own whose loopback carries 20 Mbit/s (needs root, unshare, ip and tc).
+The board is a real sshd on loopback (tests/board.py), so its figures are this machine's. With --namespace all of it
+runs in a network namespace of its own whose loopback carries 20 Mbit/s (needs root, unshare, ip and tc).
 Results: benchmarks/results/board.json, and the section "A board over SSH" of BENCHMARKS.md.
 """
 
@@ -254,7 +254,8 @@ def main() -> None:
     for name in MODELS:
         compressed(name)
     if args.namespace and not os.environ.get("LEPTON_EDGE_IN_NAMESPACE"):
-        setup = f"ip link set lo up; ip link set lo mtu 1500; tc qdisc add dev lo root tbf rate {RATE} burst 64kb latency 400ms"
+        setup = "ip link set lo up; ip link set lo mtu 1500; "
+        setup += f"tc qdisc add dev lo root tbf rate {RATE} burst 64kb latency 400ms"
         command = ["unshare", "-n", "sh", "-c", f'{setup}; exec "$@"', "sh", sys.executable, *sys.argv]
         os.execvpe("unshare", command, os.environ | {"LEPTON_EDGE_IN_NAMESPACE": "1"})
     told = json.loads(RESULT.read_text()) if RESULT.is_file() else {}

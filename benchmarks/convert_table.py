@@ -35,7 +35,12 @@ def section(results: Path) -> list[str]:
         file = results / f"{name}.json"
         if file.is_file():
             lines += _matrix(json.loads(file.read_text()), name)
-    for name, table in (("versus", _versus), ("node_tests", _node_tests), ("latency", _latency)):
+    for name, table in (
+        ("versus", _versus),
+        ("agreement", _agreement),
+        ("node_tests", _node_tests),
+        ("latency", _latency),
+    ):
         file = results / f"{name}.json"
         if file.is_file():
             lines += table(json.loads(file.read_text()))
@@ -96,6 +101,22 @@ def _versus(run: dict) -> list[str]:
             sides.append(f"{'pass' if r['passed'] else 'FAIL'} | {cosine} | {r['seconds']:.1f} | {r['peak_mb']}")
         lines.append(f"| {name} | {' | '.join(sides)} |")
     return lines
+
+
+def _agreement(run: dict) -> list[str]:
+    own = run["itself"]
+    lines = [
+        "",
+        "## QDQ MobileNetV2 to int8 TFLite",
+        "",
+        f"Top-1 agreement of the TFLite file in LiteRT with the QDQ file in ONNX Runtime, {own['count']} images. ONNX "
+        "Runtime's two files hold the same numbers, but it fuses no sum of an S8S8 file: with itself, between the two, it "
+        f"agrees on {own['agreement']:.1%} ({own['sqnr_db']:.1f} dB). `python benchmarks/qdq_agreement.py`.",
+        "",
+        "| QDQ file | agreement | SQNR dB |",
+        "|---|---|---|",
+    ]
+    return [*lines, *(f"| {r['file']} | {r['agreement']:.1%} | {r['sqnr_db']:.1f} |" for r in run["rows"])]
 
 
 def _node_tests(run: dict) -> list[str]:

@@ -5,7 +5,6 @@ model ── load ─▶ source ── plan, steps ─▶ candidates ── veri
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -15,7 +14,9 @@ from typing import Any
 from lepton_edge import (
     bench_record,
     benching,
+    boards,
     candidates,
+    elsewhere,
     lint,
     plan,
     record,
@@ -36,7 +37,6 @@ from lepton_edge.conversion import Conversion, step_options
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.inspect_model import inspector_files
-from lepton_edge.place import open_place
 from lepton_edge.progress import Silent
 from lepton_edge.quant import schemes
 from lepton_edge.recipe import Recipe
@@ -258,27 +258,33 @@ def bench(
     runtime: str | None = None,
     ask: benching.Ask | None = None,
     out: Path | None = None,
+    devices: Sequence[str] = (),
+    wheels: Sequence[Path] = (),
 ) -> dict:
-    """Latency of one or more models on the recipe's device, interleaved; the ratio of each to the first.
+    """Latency of one or more models on devices (the recipe's), interleaved; the ratio of each to the first.
 
-    ``ask`` adds batches, throughput and energy. Returns the document that is written to ``out`` (see bench_record).
-    A model that fails is a row with its error. Raises LeptonError where all of them do.
+    On a device that is reached the samples are run first, and its answers compared with this machine's. ``ask`` adds
+    batches, throughput and energy; ``wheels`` are carried to the devices. Returns the document that is written to
+    ``out`` (see bench_record). A model that fails is a row with its error. Raises LeptonError where all of them do.
     """
-    start = time.monotonic()
-    device = get_device(recipe.compress.device)
+    start, ask = time.monotonic(), ask or benching.Ask()
+    where = [get_device(name) for name in dict.fromkeys(devices or (recipe.compress.device,))]
+    if len(described := [d.name for d in where if not d.is_reached]) > 1:
+        raise UsageError(
+            f"{' and '.join(described)} would both be measured on this machine",
+            "there is no way to a device that is only described: add your board with 'lepton-edge devices add'",
+        )
     if out is not None:
         bench_record.check(out)
-    with (
-        stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road,
-        contextlib.closing(open_place(device)) as place,
-    ):
-        rows, environment = benching.measured(road, models, recipe, device, place, runtime, ask or benching.Ask())
+    with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
+        compared = any(d.is_reached for d in where)
+        subjects = elsewhere.subjects(road, models, recipe, runtime, compared=compared)
+        visits = boards.visit_all(road, where, benching.work(subjects, recipe, ask, wheels))
+    rows, environments = benching.gathered(visits, subjects, ask)
     if all(r["error"] for r in rows):
         raise LeptonError(rows[0]["error"]["message"], rows[0]["error"]["hint"])
-    if note := device.latency_note():
-        environment["warnings"].append(note)
-    settings = dataclasses.asdict(recipe.bench) | dataclasses.asdict(ask or benching.Ask()) | {"runtime": runtime}
-    made = bench_record.document(rows, {place.name: environment}, settings, time.monotonic() - start)
+    settings = dataclasses.asdict(recipe.bench) | dataclasses.asdict(ask) | {"runtime": runtime}
+    made = bench_record.document(rows, environments, settings, time.monotonic() - start)
     if out is not None:
         bench_record.write(made, out)
     return made

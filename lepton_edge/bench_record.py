@@ -34,6 +34,8 @@ def row(name: str, art: Artifact, device: dict[str, str], feed: Feed) -> dict[st
         "batch": 1,
         "runtime": None,
         "latency": None,
+        "parity": None,
+        "accuracy": None,
         "throughput": None,
         "energy": None,
         "ratio": None,
@@ -45,12 +47,17 @@ def row(name: str, art: Artifact, device: dict[str, str], feed: Feed) -> dict[st
 def fill(entry: dict[str, Any], measured: Measured, ratio: dict | None) -> None:
     """Put the timing of a row's own name into it, with what its samples say against it."""
     timing = measured.timings[entry["name"]]
-    entry["runtime"], entry["latency"], entry["ratio"] = timing.info, timing.latency, ratio
+    entry["runtime"], entry["latency"], entry["ratio"] = timing.info or entry["runtime"], timing.latency, ratio
     if timing.error is not None:
-        entry["error"] = {"message": timing.error.message, "hint": timing.error.hint}
+        fail(entry, timing.error)
     if timing.latency is not None:
         entry["batch"] = timing.latency["batch"]
         entry["warnings"] = noise.row_doubts(timing.latency)
+
+
+def fail(entry: dict[str, Any], error: LeptonError) -> None:
+    """Put into a row why it was not measured."""
+    entry["error"] = {"message": error.message, "hint": error.hint}
 
 
 def environment(host: dict[str, Any], measured: Measured) -> dict[str, Any]:
@@ -63,7 +70,14 @@ def environment(host: dict[str, Any], measured: Measured) -> dict[str, Any]:
         "after": windows[-1][1] if windows else None,
         "others_cores": noise.others(windows),
         "warnings": noise.doubts(windows, host),
+        "notes": [],
     }
+
+
+def unknown_environment() -> dict[str, Any]:
+    """That of a place which was never reached."""
+    nothing = dict.fromkeys(("machine_id", "host", "before", "after", "others_cores"))
+    return {**nothing, "warnings": [], "notes": []}
 
 
 def document(

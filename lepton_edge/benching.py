@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import bench, bench_record, energy, record, run_feeds, stages, throughput
+from lepton_edge import bench, bench_record, boards, elsewhere, energy, record, throughput
 from lepton_edge.device import Device
-from lepton_edge.errors import LeptonError
+from lepton_edge.elsewhere import Subject
+from lepton_edge.errors import LeptonError, PlaceLost
 from lepton_edge.place import Place
 from lepton_edge.recipe import Recipe
 from lepton_edge.stages import Road
@@ -28,70 +29,116 @@ class Ask:
     energy: bool = False
 
 
-def measured(
-    road: Road, models: Sequence[Path], recipe: Recipe, device: Device, place: Place, runtime: str | None, ask: Ask
-) -> tuple[list[dict], dict[str, Any]]:
-    """The rows of ``models`` on ``device``, which is reached at ``place``, and the environment: see bench_record.
+def work(subjects: Sequence[Subject], recipe: Recipe, ask: Ask, wheels: Sequence[Path] = ()) -> boards.Work:
+    """What ``bench`` does on a device (see boards): a row a subject and batch, and the environment they were taken in.
 
-    What fails is a row with its error. Raises LeptonError for a model that cannot be opened here.
+    Where a subject was run here, its answers there are compared first; one that answers differently is not timed.
     """
-    host = place.call(HOST, "host_info")
-    threads = record.threads(recipe, device, host)
-    how = bench.How(
-        recipe.bench.seconds,
-        recipe.bench.rounds,
-        recipe.bench.processes,
-        threads,
-        bench.cpu_list(recipe.bench.cpus),
-        road.seed,
-    )
-    rows, entrants = _entrants(road, models, recipe, device, place, runtime, ask)
-    road.workers.drop()
-    road.progress.stage(f"measuring latency on {place.name}, models in turn")
-    done = bench.measure(entrants, how, place, road.progress.update)
-    first = entrants[0].name if entrants else ""
-    against = done.ratios({e.name: first for e in entrants[1:]})
-    for entry in rows:
-        if entry["error"] is None:
-            bench_record.fill(entry, done, against.get(entry["name"]))
-    good = [e for e in entrants if done.timings[e.name].error is None]
-    if ask.throughput:
-        _throughput(road, rows, good, how, place, host, recipe, ask)
-    if ask.energy:
-        _energy(road, rows, good, how, place)
-    return rows, bench_record.environment(host, done)
+
+    def measured(road: Road, device: Device, place: Place, rows: dict[str, dict]) -> dict[str, Any]:
+        host = place.call(HOST, "host_info")
+        place.install(wheels)
+        how = bench.How(
+            recipe.bench.seconds,
+            recipe.bench.rounds,
+            recipe.bench.processes,
+            record.threads(recipe, device, host),
+            bench.cpu_list(recipe.bench.cpus),
+            road.seed,
+        )
+        entrants = []
+        for it in subjects:
+            entrants += _entrants(road, it, device, place, host, ask, wheels, rows)
+        road.workers.drop()
+        road.progress.stage(f"measuring latency on {place.name}, models in turn")
+        done = bench.measure(entrants, how, place, road.progress.update)
+        first = entrants[0].name if entrants else ""
+        against = done.ratios({e.name: first for e in entrants[1:]})
+        for e in entrants:
+            bench_record.fill(rows[e.name], done, against.get(e.name))
+        good = [e for e in entrants if done.timings[e.name].error is None]
+        if ask.throughput:
+            _throughput(road, rows, good, how, place, host, recipe, ask)
+        if ask.energy:
+            _energy(road, rows, good, how, place)
+        return bench_record.environment(host, done)
+
+    return measured
 
 
 def _entrants(
-    road: Road, models: Sequence[Path], recipe: Recipe, device: Device, place: Place, runtime: str | None, ask: Ask
-) -> tuple[list[dict], list[bench.Entrant]]:
-    where = device if device.is_reached else None
-    told = {"name": place.name, "title": where.title if where else "this machine", "kind": place.kind}
+    road: Road,
+    it: Subject,
+    device: Device,
+    place: Place,
+    host: dict[str, Any],
+    ask: Ask,
+    wheels: Sequence[Path],
+    rows: dict[str, dict],
+) -> list[bench.Entrant]:
+    """The entrants of a subject, one a batch, with a row each; none where a row has failed already."""
+    names = _rows(it, device, place.kind, ask, rows)
+    left = [name for name in names if rows[name]["error"] is None]
+    try:
+        runtime = elsewhere.runtime_there(it, device, host["packages"], wheels) if device.is_reached else it.runtime
+        feed = it.feed
+        if it.here is not None and device.is_reached and left:
+            found, got = elsewhere.answered(road, place, it, runtime)
+            feed = got.feed
+            for name in left:
+                rows[name] |= {"parity": found["parity"], "accuracy": found["accuracy"], "runtime": got.info}
+            if found["error"]:
+                raise found["error"]
+    except PlaceLost:
+        raise
+    except LeptonError as error:
+        for name in left:
+            bench_record.fail(rows[name], error)
+        return []
+    art = it.model.art
+    made = {n: bench.Entrant(n, art.path, runtime, feed.folder, it.options, art.files, names[n]) for n in left}
+    return list(made.values())
+
+
+def _rows(it: Subject, device: Device, kind: str, ask: Ask, rows: dict[str, dict]) -> dict[str, int]:
+    """Add what is missing of a subject's rows on a device; their names, and the batch of each."""
+    where = (device.name, device.title) if device.is_reached else ("local", "this machine")
+    told = {"name": where[0], "title": where[1], "kind": kind}
+    names = {f"{it.name} batch {b}" if ask.batches != (1,) else it.name: b for b in ask.batches}
+    for name, batch in names.items():
+        if name not in rows:
+            rows[name] = bench_record.row(name, it.model.art, told, it.feed) | {"batch": batch}
+            if batch > 1 and not it.free_batch:
+                fix = "leave it free: lepton-edge convert --batch 0"
+                bench_record.fail(rows[name], LeptonError(f"{it.name}: its inputs have a fixed batch", fix))
+    return names
+
+
+def gathered(
+    visits: Sequence[boards.Visit], subjects: Sequence[Subject], ask: Ask
+) -> tuple[list[dict], dict[str, dict[str, Any]]]:
+    """The rows of all devices, those that were never answered with the reason; and the environments by device."""
     rows: list[dict] = []
-    entrants = []
-    for path in models:
-        source = stages.load_source(road, path, runtime=runtime)
-        feed = run_feeds.open_feeds(road, source, recipe, seeded=True).evaluation
-        for batch in ask.batches:
-            name = path.name + (f" batch {batch}" if ask.batches != (1,) else "")
-            again = sum(r["name"].partition(" (")[0] == name for r in rows)
-            entry = bench_record.row(f"{name} ({again + 1})" if again else name, source.art, told, feed)
-            entry["batch"] = batch
-            rows.append(entry)
-            fixed = [s for s in source.inputs if batch > 1 and (not s["shape"] or s["shape"][0] is not None)]
-            if fixed:
-                message = f"{path.name}: input '{fixed[0]['name']}' is {fixed[0]['shape']}, so its batch is fixed"
-                entry["error"] = {"message": message, "hint": "leave it free: lepton-edge convert --batch 0"}
-                continue
-            entrants.append(
-                bench.Entrant(entry["name"], source.art.path, source.runtime, feed.folder, {}, source.art.files, batch)
-            )
-    return rows, entrants
+    environments: dict[str, dict[str, Any]] = {}
+    for visit in visits:
+        own = dict(visit.rows)
+        for it in subjects:
+            _rows(it, visit.device, visit.device.kind, ask, own)
+        for entry in own.values():
+            if visit.error and entry["error"] is None and entry["latency"] is None:
+                bench_record.fail(entry, visit.error)
+        found = visit.environment or bench_record.unknown_environment()
+        note = visit.device.latency_note()
+        name = visit.device.name if visit.device.is_reached else "local"
+        warnings = [*found["warnings"], *([note] if note else [])]
+        environments[name] = found | {"notes": visit.notes, "warnings": warnings}
+        rows += own.values()
+    return rows, environments
 
 
 def _throughput(
     road: Road,
-    rows: list[dict],
+    rows: dict[str, dict],
     entrants: Sequence[bench.Entrant],
     how: bench.How,
     place: Place,
@@ -103,18 +150,18 @@ def _throughput(
     loads = throughput.configurations(cores, ask.streams, recipe.bench.threads)
     for e in entrants:
         road.progress.stage(f"throughput of {e.name} on {place.name}: {len(loads)} combinations of streams and threads")
-        entry = next(r for r in rows if r["name"] == e.name)
+        entry = rows[e.name]
         try:
             entry["throughput"] = throughput.sweep(e, how, place, loads, road.progress.update)
         except LeptonError as error:
-            entry["error"] = {"message": error.message, "hint": error.hint}
+            bench_record.fail(entry, error)
 
 
-def _energy(road: Road, rows: list[dict], entrants: Sequence[bench.Entrant], how: bench.How, place: Place) -> None:
+def _energy(road: Road, rows: dict[str, dict], entrants: Sequence[bench.Entrant], how: bench.How, place: Place) -> None:
     road.progress.stage(f"energy on {place.name}, idle and models in turn")
     try:
         found = energy.measure(entrants, how, place, road.progress.update)
     except LeptonError as error:
         found = {e.name: {"joules": None, "ci95": None, "reason": error.message} for e in entrants}
-    for entry in rows:
-        entry["energy"] = found.get(entry["name"])
+    for name, entry in rows.items():
+        entry["energy"] = found.get(name)

@@ -239,25 +239,38 @@ def bench(
         Path | None,
         typer.Option("--out", "-o", metavar="PATH", help="Keep it all, with every sample: .json or folder."),
     ] = None,
+    wheels: Annotated[
+        Path | None,
+        typer.Option("--wheels", metavar="DIR", help="Carry these wheels to the devices, for their runtime."),
+    ] = None,
     max_latency: Annotated[
         float | None, typer.Option("--max-latency", min=0.0, help="Exit code 4 if a median is above (ms).")
     ] = None,
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Latency of models, measured in turn, with intervals.
+    """Latency of models, measured in turn, with intervals; on devices side by side with --device a,b.
 
     Each is warmed up until it is steady, and timed in fresh processes that take short turns in random order. A
-    percentile is printed where the samples support it, a difference where it is beyond the noise.
+    percentile is printed where the samples support it, a difference where it is beyond the noise. On a device that can
+    be reached the samples are run first (100, or --samples), and one that answers differently is an error.
 
     Example: `lepton-edge bench model.tflite model.int8.tflite --threads 1`
     """
     from lepton_edge import api, benching, show_bench
 
+    carried = sorted(wheels.glob("*.whl")) if wheels else []
+    if wheels and not carried:
+        raise UsageError(f"{wheels}: holds no wheels", "fill it: lepton-edge devices wheels NAME -o DIR")
     opts.processes = processes
     asked = clikit.counts(streams, "--streams")
+    devices = clikit.names(opts.device) or ()
+    opts.device = None
+    opts.evaluation_samples = opts.evaluation_samples or 100
     ask = benching.Ask(clikit.counts(batch, "--batch") or (1,), throughput or bool(asked), asked, energy)
-    result = api.bench(models, recipe_from(opts), progress(opts), runtime=runtime, ask=ask, out=out)
+    result = api.bench(
+        models, recipe_from(opts), progress(opts), runtime=runtime, ask=ask, out=out, devices=devices, wheels=carried
+    )
     emit(result, opts, lambda: show_bench.timings(result))
     if failed := [r for r in result["rows"] if r["error"]]:
         error = failed[0]["error"]

@@ -10,7 +10,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from lepton_edge import device, registry
-from lepton_edge.boards import HOST_FACTS
+from lepton_edge.benching import HOST
 from lepton_edge.device import Device
 from lepton_edge.errors import LeptonError, UsageError
 from lepton_edge.remote import Remote
@@ -66,7 +66,7 @@ def ask(board: Device) -> dict[str, Any]:
     """The facts of a device, as host.py finds them there. Raises LeptonError."""
     place = Remote(board)
     try:
-        return place.call(HOST_FACTS, "host_info") | {"swept": place.link.hello["swept"]}
+        return place.call(HOST, "host_info") | {"swept": place.link.hello["swept"]}
     finally:
         place.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lepton_edge.show import _console, _line, _spread, _table, warnings
-from lepton_edge.texts import DASH, ms, number, size
+from lepton_edge.texts import DASH, db, ms, number, size
 
 
 def timings(document: dict[str, Any]) -> None:
@@ -13,19 +13,23 @@ def timings(document: dict[str, Any]) -> None:
     rows = document["rows"]
     many = len({r["device"]["name"] for r in rows}) > 1
     batched = any(r["batch"] != 1 for r in rows)
-    columns = ["candidate", *(["device"] if many else []), "runtime", ">size", ">p50 ms", ">p90 ms", ">p95 ms"]
+    there = any(r["parity"] for r in rows)  # of the answers on a device with those of the same file here
+    columns = ["candidate", *(["device"] if many else []), "runtime", *([">same as here"] if there else [])]
+    columns += [">size", ">p50 ms", ">p90 ms", ">p95 ms"]
     columns += [">p99 ms", ">first ms", ">peak MB", *([">samples/s"] if batched else []), "vs first"]
     table = _table(*columns)
     for r in rows:
         name = [r["name"], *([r["device"]["name"]] if many else [])]
         told = f"{(r['runtime'] or {}).get('runtime', '')} {(r['runtime'] or {}).get('version', '')}".strip()
         if r["latency"] is None:
-            table.add_row(*name, told, size(r["size_bytes"]), *[DASH] * (6 + batched), "not measured", style="red")
+            cells = (*([_same(r)] if there else []), size(r["size_bytes"]))
+            table.add_row(*name, told, *cells, *[DASH] * (6 + batched), "not measured", style="red")
             continue
         t = r["latency"]
         figures = (*(ms(t[f"p{p}_ms"]) for p in (90, 95, 99)), ms(t["first_ms"]), f"{t['peak_rss_mb']:.0f}")
         rate = [_rate(t["per_s"])] if batched else []
-        table.add_row(*name, told, size(r["size_bytes"]), _spread(t), *figures, *rate, against(r["ratio"]))
+        cells = (*([_same(r)] if there else []), size(r["size_bytes"]))
+        table.add_row(*name, told, *cells, _spread(t), *figures, *rate, against(r["ratio"]))
     _console().print(table)
     for r in rows:
         if r["throughput"]:
@@ -33,6 +37,11 @@ def timings(document: dict[str, Any]) -> None:
         if r["energy"]:
             _line(_console(), f"{r['name']}: {energy(r['energy'])}")
     _notes(document)
+
+
+def _same(r: dict[str, Any]) -> str:
+    """How nearly a device answers as this machine does: dB, or that the answers are equal."""
+    return db(r["parity"]) if r["parity"] else DASH
 
 
 def against(ratio: dict[str, Any] | None) -> str:
@@ -72,8 +81,10 @@ def _rate(value: float) -> str:
 
 def _notes(document: dict[str, Any]) -> None:
     rows = document["rows"]
-    t = next(r["latency"] for r in rows if r["latency"])
     for name, e in document["environments"].items():
+        t = next((r["latency"] for r in rows if r["latency"] and r["device"]["name"] == name), None)
+        if t is None:
+            continue
         batch = "batch 1" if all(r["batch"] == 1 for r in rows) else "batches as named"
         kind = next(r["device"]["kind"] for r in rows if r["device"]["name"] == name)
         line = f"{kind} on {name}: {batch}, {t['threads']} thread(s), {t['rounds']} interleaved rounds in "
@@ -81,9 +92,11 @@ def _notes(document: dict[str, Any]) -> None:
         _line(_console(), line, style="dim")
     if any((r["ratio"] or {}).get("of", "p50") != "p50" for r in rows):
         _line(_console(), "the machine was busy: the fastest tenth of each turn was compared", style="dim")
-    for e in document["environments"].values():
-        warnings(e["warnings"])
+    many = len(document["environments"]) > 1
+    for name, e in document["environments"].items():
+        warnings([f"{name}: {text}" if many else text for text in (*e["notes"], *e["warnings"])])
     for r in rows:
-        warnings([f"{r['name']}: {text}" for text in r["warnings"]])
+        who = f"{r['name']} on {r['device']['name']}" if many else r["name"]
+        warnings([f"{who}: {text}" for text in r["warnings"]])
         if r["error"]:
-            _line(_console(), f"{r['name']}: {r['error']['message']}", style="red")
+            _line(_console(), f"{who}: {r['error']['message']}", style="red")

@@ -13,7 +13,7 @@ import nets
 import numpy as np
 import pytest
 
-from lepton_edge import boards, launch, locate, place, routes, run_feeds, stages
+from lepton_edge import benching, boards, elsewhere, launch, locate, place, run_feeds, stages
 from lepton_edge.agent_link import AgentLink
 from lepton_edge.device import get_device, read_device
 from lepton_edge.errors import LeptonError
@@ -22,7 +22,7 @@ from lepton_edge.recipe import Bench, Recipe
 from lepton_edge.remote import Remote
 
 pytestmark = pytest.mark.skipif(bool(board.MISSING), reason=board.MISSING)
-HOW = Bench(seconds=0.2, rounds=2)
+RECIPE = Recipe(bench=Bench(seconds=0.2, rounds=2))
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,12 @@ def road(tmp_path):
         yield opened
 
 
-def job(road, path: Path, name: str = "") -> boards.Job:
-    source = stages.load_source(road, path)
-    feed = run_feeds.open_feeds(road, source, Recipe(), seeded=True).evaluation
-    here = stages.reference(road, source, feed)
-    return boards.Job(name or path.name, source.model(), feed, here, routes.is_quantized(road, source))
+def subjects(road, *paths: Path):
+    return elsewhere.subjects(road, paths, Recipe(), None, compared=True)
 
 
-def visit(road, devices, jobs):
-    return boards.visit_all(road, devices, jobs, HOW, lambda d: 1)
+def visit(road, devices, its):
+    return boards.visit_all(road, devices, benching.work(its, RECIPE, benching.Ask()))
 
 
 def cut(pi):
@@ -86,12 +83,12 @@ def clean(pi):
 
 
 def test_two_devices_side_by_side(pi, device, road, model):
-    there, here = visit(road, [device, get_device("local")], [job(road, model)])
+    there, here = visit(road, [device, get_device("local")], subjects(road, model))
     for found in (there, here):
         row = found.rows["two.onnx"]
-        assert row.error is None and row.timing.latency["p50_ms"] > 0
-        assert row.parity["sqnr_db"] is None or row.parity["sqnr_db"] > 100
-        assert found.facts["cores"] >= 1 and found.notes == ()
+        assert row["error"] is None and row["latency"]["p50_ms"] > 0
+        assert found.environment["host"]["cores"] >= 1 and found.notes == []
+    assert there.rows["two.onnx"]["parity"]["max_abs"] < 1e-5 and here.rows["two.onnx"]["parity"] is None
     assert clean(pi)
 
 
@@ -100,7 +97,7 @@ MOMENTS = [("agent", "call"), ("agent", "put"), ("worker", "load"), ("worker", "
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda m: m[1])
 def test_a_connection_cut_in_the_middle_costs_nothing(pi, device, road, model, monkeypatch, moment):
-    jobs, cuts = [job(road, model)], []
+    jobs, cuts = subjects(road, model), []
     whose, op = moment
 
     def strike(seen):
@@ -115,7 +112,7 @@ def test_a_connection_cut_in_the_middle_costs_nothing(pi, device, road, model, m
     monkeypatch.setattr(AgentLink, "put", lambda self, *a, **k: (strike("put"), put(self, *a, **k))[1])
     (found,) = visit(road, [device], jobs)
     row = found.rows["two.onnx"]
-    assert cuts and row.error is None and row.timing.latency["count"] >= 5
+    assert cuts and row["error"] is None and row["latency"]["count"] >= 30
     assert len(found.notes) == 1 and "tried again" in found.notes[0] and "connection was lost" in found.notes[0]
     assert clean(pi)
 
@@ -128,25 +125,28 @@ def test_a_board_that_stays_away_costs_its_own_rows(pi, device, road, model, mon
             cut(pi)
         return call(self, op, *a, **k)
 
-    jobs = [job(road, model)]
+    jobs = subjects(road, model)
     monkeypatch.setattr(launch.Worker, "call", dying)
     there, here = visit(road, [device, get_device("local")], jobs)
-    assert "connection was lost" in there.rows["two.onnx"].error.message and len(there.notes) == 2
-    assert here.rows["two.onnx"].error is None and here.rows["two.onnx"].timing.latency
+    assert "connection was lost" in there.error.message and len(there.notes) == 2
+    assert here.rows["two.onnx"]["error"] is None and here.rows["two.onnx"]["latency"]
+    rows, environments = benching.gathered([there, here], jobs, benching.Ask())
+    assert [bool(r["latency"]) for r in rows] == [False, True] and "lost" in rows[0]["error"]["message"]
+    assert len(environments["board"]["notes"]) == 2 and environments["local"]["notes"] == []
     assert clean(pi)
 
 
 def test_a_board_that_is_not_there(pi, road, model, tmp_path, device):
     away = read_device(pi.toml(tmp_path, "away", address="127.0.0.1:1"))
-    gone, there = visit(road, [away, device], [job(road, model)])
-    assert "nothing listens" in gone.rows["two.onnx"].error.message
-    assert there.rows["two.onnx"].error is None
+    gone, there = visit(road, [away, device], subjects(road, model))
+    assert "nothing listens" in gone.error.message
+    assert there.rows["two.onnx"]["error"] is None
 
 
 def test_a_full_disk_costs_one_row(pi, device, road, model, monkeypatch, tmp_path):
     big = tmp_path / "big.onnx"
     big.write_bytes(model.read_bytes())
-    jobs = [job(road, model), job(road, big)]
+    jobs = subjects(road, model, big)
     send = Remote.send
 
     def full(self, path, files=()):
@@ -156,16 +156,16 @@ def test_a_full_disk_costs_one_row(pi, device, road, model, monkeypatch, tmp_pat
 
     monkeypatch.setattr(Remote, "send", full)
     (found,) = visit(road, [device], jobs)
-    assert "No space left" in found.rows["big.onnx"].error.message and found.rows["big.onnx"].timing is None
-    assert found.rows["two.onnx"].error is None and found.rows["two.onnx"].timing.latency
+    assert "No space left" in found.rows["big.onnx"]["error"]["message"] and not found.rows["big.onnx"]["latency"]
+    assert found.rows["two.onnx"]["error"] is None and found.rows["two.onnx"]["latency"]
 
 
 def test_no_runtime_there(pi, device, road, model):
-    (job_,) = [job(road, model)]
+    (it,) = subjects(road, model)
     with pytest.raises(LeptonError, match=r"no runtime for onnx files is installed on board \(onnxruntime\)") as told:
-        boards.runtime_there(job_, device, {"packages": {"numpy": "2"}})
+        elsewhere.runtime_there(it, device, {"numpy": "2"})
     assert "--wheels" in told.value.hint
-    carried = boards.runtime_there(job_, device, {"packages": {}}, [Path("onnxruntime-1.20.0-cp311-x.whl")])
+    carried = elsewhere.runtime_there(it, device, {}, [Path("onnxruntime-1.20.0-cp311-x.whl")])
     assert carried.name == "onnxruntime"
 
 
@@ -196,12 +196,11 @@ class Wrong:
 def test_a_device_that_answers_differently_is_found_out(road, model, tmp_path):
     own = tmp_path / "own.onnx"
     own.write_bytes(model.read_bytes())
-    found = boards._same(
-        road, Wrong(lambda: road.folder("there")), job(road, own), stages.load_source(road, own).runtime
-    )
-    assert "wrong does not answer as this machine does" in found.error.message
-    assert "the first tensor that differs is 'r' (made by Relu 'middle'" in found.error.message
-    assert "'h' before it agrees" in found.error.message
+    (it,) = subjects(road, own)
+    found, _ = elsewhere.answered(road, Wrong(lambda: road.folder("there")), it, it.runtime)
+    assert "wrong does not answer as this machine does" in found["error"].message
+    assert "the first tensor that differs is 'r' (made by Relu 'middle'" in found["error"].message
+    assert "'h' before it agrees" in found["error"].message
 
 
 @pytest.mark.parametrize("target", ["tflite", "openvino"])
