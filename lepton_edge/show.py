@@ -274,7 +274,8 @@ def parts(found: dict) -> None:
     console.print(table)
     table = _table("runtime", "formats", "what it is", "state", title="\nruntimes")
     for r in found["runtimes"]:
-        table.add_row(r["name"], ", ".join(r["formats"]), r["summary"], _state(r))
+        told = ("", "") if ":" in r["name"] else (", ".join(r["formats"]), r["summary"])
+        table.add_row(r["name"], *told, _state(r))
     console.print(table)
 
 
@@ -283,6 +284,8 @@ def _state(part: dict) -> Text:
         return Text(f"broken: {part['broken']}", style=_BAD)
     if part["missing"]:
         return Text(f"needs {', '.join(part['missing'])}", style="yellow")
+    if part.get("unusable"):
+        return Text(part["unusable"], style="yellow")
     return Text("ready", style=_GOOD)
 
 
