@@ -22,9 +22,7 @@ from lepton_edge.errors import LeptonError, MissingExtra, UsageError, did_you_me
 PACKAGE = Path(__file__).resolve().parent
 # Packages that are another build of the same module, for an accelerator: one of them is enough.
 BUILDS = {
-    "onnxruntime": tuple(
-        f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "qnn", "training", "silicon")
-    )
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn"),
 }
 
 

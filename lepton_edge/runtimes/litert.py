@@ -124,9 +124,9 @@ def _on_gpu(model: str, threads: int, plain: Session) -> GpuSession:
 def _compiled(threads: int, *, gpu_only: bool, model: str = "", data: bytes = b"") -> Any:
     from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, GpuOptions, HardwareAccelerator, Options
 
+    gpu, cpu = HardwareAccelerator.GPU, HardwareAccelerator.CPU
     options = Options(
-        hardware_accelerators=HardwareAccelerator.GPU
-        | (HardwareAccelerator(0) if gpu_only else HardwareAccelerator.CPU),
+        hardware_accelerators=gpu if gpu_only else gpu | cpu,
         cpu_options=CpuOptions(num_threads=threads),
         gpu_options=GpuOptions(enforce_f32=True),  # its own choice is float16
     )

@@ -41,9 +41,12 @@ def unusable(device: str) -> tuple[str, str] | None:
     there = core.available_devices
     if wanted == "AUTO" or any(name.split(".")[0] == wanted for name in there):
         return None
-    what = {"GPU": "an Intel GPU and its OpenCL driver", "NPU": "an Intel NPU and its driver"}[wanted]
+    what = {
+        "GPU": "an Intel GPU and its driver (intel-opencl-icd on Linux)",
+        "NPU": "an Intel NPU and its driver (linux-npu-driver on Linux)",
+    }
     reason = f"OpenVINO {ov.__version__.split('-')[0]} finds no {wanted} here; it finds {', '.join(there) or 'nothing'}"
-    return reason, f"it needs {what} (intel-opencl-icd, linux-npu-driver on Linux)"
+    return reason, f"it needs {what[wanted]}"
 
 
 def load(model: str, *, threads: int = 1, device: str = "CPU", precision: str = "f32") -> Session:

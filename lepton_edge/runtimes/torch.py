@@ -27,7 +27,7 @@ DEVICES = {
 
 
 def unusable(device: str) -> tuple[str, str] | None:
-    """Why PyTorch cannot use a device, and the fix; None where it can. A build for CPUs is told without importing it."""
+    """Why PyTorch cannot use a device, and the fix; None where it can. A CPU build is told without importing it."""
     version = metadata.version("torch")
     if version.endswith("+cpu"):
         return f"this build of PyTorch ({version}) is for CPUs", "install a CUDA build of torch"
