@@ -110,19 +110,19 @@ def _with_shapes(param: Path, sizes: list[list[int]], name: str) -> str:
         raise NoWay(f"{name}: pnnx left out an input; it has {', '.join(net.input_names())}")
     mats = {f"in{k}": ncnn.Mat(np.zeros(sample, np.float32)).clone() for k, sample in enumerate(sizes)}
     extractor = net.create_extractor()
+    extractor.set_light_mode(False)  # keeps what lies between
     for blob, mat in mats.items():
         extractor.input(blob, mat)
-    for blob in net.output_names():
-        code, found = extractor.extract(blob)
-        if code != 0:
-            raise NoWay(f"{name}: ncnn cannot compute the output {blob} (code {code})")
-        mats[blob] = found
-    hinted = []
+    ends, hinted = {*mats, *net.output_names()}, []
     for line in layers:
         _, _, takes, gives, *rest = line.split()
         tops = rest[int(takes) : int(takes) + int(gives)]
-        if len(tops) == 1 and tops[0] in mats and mats[tops[0]].dims <= 3:
-            mat = mats[tops[0]]
-            line += f" -23330=4,{mat.dims},{mat.w},{mat.h},{mat.c}"
+        if ends & {*tops}:
+            found = [extractor.extract(blob) for blob in tops]
+            if any(code != 0 for code, _ in found):
+                raise NoWay(f"{name}: ncnn cannot compute the output {', '.join(tops)}")
+            sizes_of = [f"{mat.dims},{mat.w},{mat.h},{mat.c}" for _, mat in found]
+            if all(mat.dims <= 3 for _, mat in found):
+                line += f" -23330={4 * len(tops)},{','.join(sizes_of)}"
         hinted.append(line)
     return "\n".join([head, counts, *hinted]) + "\n"

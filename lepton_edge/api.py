@@ -248,7 +248,7 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
         "accuracy": figures.to_json(),
         "kind": "measured",
         "data": feeds.evaluation.source,
-        "warnings": [*feeds.warnings, *placement.warnings(model.name, got.info)],
+        "warnings": [*feeds.warnings, *placement.warnings(got.info)],
     }
 
 

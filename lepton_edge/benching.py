@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import bench, bench_record, energy, record, run_feeds, stages, throughput
+from lepton_edge import bench, bench_record, energy, placement, record, registry, run_feeds, stages, throughput
 from lepton_edge.device import Device
 from lepton_edge.errors import LeptonError
 from lepton_edge.place import Place
@@ -54,12 +54,22 @@ def measured(
     for entry in rows:
         if entry["error"] is None:
             bench_record.fill(entry, done, against.get(entry["name"]))
+            _refuse_misplaced(entry, entrants)
     good = [e for e in entrants if done.timings[e.name].error is None]
     if ask.throughput:
         _throughput(road, rows, good, how, place, host, recipe, ask)
     if ask.energy:
         _energy(road, rows, good, how, place)
     return rows, bench_record.environment(host, done)
+
+
+def _refuse_misplaced(entry: dict, entrants: Sequence[bench.Entrant]) -> None:
+    """A row of which nothing ran on the device that was asked for is an error, without the figures of another."""
+    runtime = next(e.runtime for e in entrants if e.name == entry["name"])
+    try:
+        placement.require(entry["name"], runtime, entry["runtime"] or {})
+    except LeptonError as error:
+        entry |= {"latency": None, "ratio": None, "error": {"message": error.message, "hint": error.hint}}
 
 
 def _entrants(
@@ -70,7 +80,10 @@ def _entrants(
     rows: list[dict] = []
     entrants = []
     for path in models:
-        source = stages.load_source(road, path, runtime=runtime)
+        # Whether a board has the device that a runtime is asked to use, only it can tell.
+        here = runtime.partition(":")[0] if runtime and device.is_reached else runtime
+        source = stages.load_source(road, path, runtime=here)
+        chosen = registry.runtime_for(source.art.format, runtime)
         feed = run_feeds.open_feeds(road, source, recipe, seeded=True).evaluation
         for batch in ask.batches:
             name = path.name + (f" batch {batch}" if ask.batches != (1,) else "")
@@ -84,7 +97,7 @@ def _entrants(
                 entry["error"] = {"message": message, "hint": "leave it free: lepton-edge convert --batch 0"}
                 continue
             entrants.append(
-                bench.Entrant(entry["name"], source.art.path, source.runtime, feed.folder, {}, source.art.files, batch)
+                bench.Entrant(entry["name"], source.art.path, chosen, feed.folder, chosen.load, source.art.files, batch)
             )
     return rows, entrants
 

@@ -8,18 +8,18 @@ from lepton_edge.errors import LeptonError
 from lepton_edge.registry import Runtime
 
 
-def warnings(name: str, info: dict[str, Any]) -> list[str]:
+def warnings(info: dict[str, Any]) -> list[str]:
     """One line for a model on an accelerator of which some nodes ran on the CPU, naming them; none otherwise."""
     if info.get("device", "cpu") == "cpu":
         return []
     placed = info.get("delegated")
     if placed is None:
-        return [f"{name}: {_version(info)} does not tell how much of the model ran on {info['device']}"]
+        return [f"{info['runtime']} {info['version']} does not tell how much of the model ran on {info['device']}"]
     left = placed["of"] - placed["nodes"]
     if not left:
         return []
     listed = ", ".join(f"{count} {op}" if count else op for op, count in placed["left"].items())
-    return [f"{name}: {left} of {placed['of']} nodes ran on the CPU, not on {info['device']}: {listed}"]
+    return [f"{left} of {placed['of']} nodes ran on the CPU, not on {info['device']}: {listed}"]
 
 
 def require(name: str, runtime: Runtime, info: dict[str, Any]) -> None:
@@ -36,7 +36,3 @@ def require(name: str, runtime: Runtime, info: dict[str, Any]) -> None:
         f"CPU: {listed}",
         f"leave ':{runtime.device}' out of --runtime, or bring the model to operators and types that it takes",
     )
-
-
-def _version(info: dict[str, Any]) -> str:
-    return f"{info.get('runtime')} {info.get('version', '')}".strip()

@@ -100,9 +100,9 @@ def _on_gpu(model: str, threads: int, plain: Session) -> GpuSession:
             if "not accelerated" not in str(error):
                 raise
             compiled = _compiled(threads, gpu_only=False, model=model)
-    found = re.search(r"(\d+) operations will run on the GPU\D+(\d+) operations will run on the CPU", "\n".join(said))
-    if found:
-        on_gpu, on_cpu = (int(n) for n in found.groups())
+    split = r"(\d+|No) operations will run on the GPU, and (?:all|the remaining) (\d+) operations will run on the CPU"
+    if found := re.search(split, "\n".join(said)):
+        on_gpu, on_cpu = (0 if n == "No" else int(n) for n in found.groups())
         named = {op for op in plain.info["delegated"]["left"] if any(line.startswith(f"{op}: ") for line in said)}
         left = {op: count for op, count in plain.info["delegated"]["left"].items() if op in named}
         # What lies behind an operator that the GPU lacks stays with it: one part of the graph goes to the GPU.
