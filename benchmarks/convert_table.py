@@ -111,7 +111,8 @@ def _agreement(run: dict) -> list[str]:
         "",
         f"Top-1 agreement of the TFLite file in LiteRT with the QDQ file in ONNX Runtime, {own['count']} images. ONNX "
         "Runtime's two files hold the same numbers, but it fuses no sum of an S8S8 file: with itself it "
-        f"agrees, between the two, on {own['agreement']:.1%} ({own['sqnr_db']:.1f} dB). `python benchmarks/qdq_agreement.py`.",
+        f"agrees, between the two, on {own['agreement']:.1%} ({own['sqnr_db']:.1f} dB). "
+        "`python benchmarks/qdq_agreement.py`.",
         "",
         "| QDQ file | agreement | SQNR dB |",
         "|---|---|---|",

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge import (
+    availability,
     bench_record,
     benching,
     boards,
     candidates,
     elsewhere,
     lint,
+    placement,
     plan,
     record,
     registry,
@@ -246,7 +248,7 @@ def evaluate(model: Path, recipe: Recipe, progress: Silent | None = None, *, run
         "accuracy": figures.to_json(),
         "kind": "measured",
         "data": feeds.evaluation.source,
-        "warnings": list(feeds.warnings),
+        "warnings": [*feeds.warnings, *placement.warnings(got.info)],
     }
 
 
@@ -374,7 +376,7 @@ def _scratch() -> Path:
 
 
 def parts() -> dict[str, Any]:
-    """The formats, steps and runtimes there are, and what each lacks here."""
+    """The formats, the steps, and the runtimes on each of their devices, and what each lacks here."""
     return {
         "formats": sorted({f for s in registry.steps() for f in (s.source, s.target)}),
         "steps": [
@@ -392,12 +394,15 @@ def parts() -> dict[str, Any]:
         ],
         "runtimes": [
             {
-                "name": r.name,
-                "formats": list(r.formats),
-                "summary": r.summary,
-                "missing": registry.missing(r.requires),
-                "broken": r.broken,
+                "name": t.runtime.name,
+                "formats": list(t.runtime.formats),
+                "summary": t.runtime.summary,
+                "device": t.runtime.device,
+                "missing": registry.missing(t.runtime.requires),
+                "broken": t.runtime.broken,
+                "unusable": t.reason,
+                "fix": t.fix,
             }
-            for r in registry.runtimes()
+            for t in availability.survey()
         ],
     }

@@ -102,8 +102,9 @@ def check_place(target: Path, format_: str) -> None:
     Raises UsageError.
     """
     form = formats()[format_]
-    other = next((f for f in formats().values() if f.suffix and f.suffix == target.suffix.lower()), form)
-    if other.name != format_ or (form.follow and target.suffix.lower() != form.suffix):
+    name = target.name.lower()
+    other = next((f for f in formats().values() if f.suffix and name.endswith(f.suffix)), form)
+    if other.name != format_ or (form.follow and not name.endswith(form.suffix)):
         raise UsageError(
             f"{target}: not a name for {format_} models" + (f", but for {other.name}" if other.name != format_ else ""),
             f"choose {target.with_suffix(form.suffix).name} or the like with --out",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import __version__, noise
+from lepton_edge import __version__, noise, placement
 from lepton_edge.artifact import Artifact
 from lepton_edge.bench import Measured
 from lepton_edge.errors import LeptonError, UsageError
@@ -52,7 +52,7 @@ def fill(entry: dict[str, Any], measured: Measured, ratio: dict | None) -> None:
         fail(entry, timing.error)
     if timing.latency is not None:
         entry["batch"] = timing.latency["batch"]
-        entry["warnings"] = noise.row_doubts(timing.latency)
+        entry["warnings"] = [*placement.warnings(timing.info or {}), *noise.row_doubts(timing.latency)]
 
 
 def fail(entry: dict[str, Any], error: LeptonError) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import bench, bench_record, boards, elsewhere, energy, record, throughput
+from lepton_edge import bench, bench_record, boards, elsewhere, energy, placement, record, throughput
 from lepton_edge.device import Device
 from lepton_edge.elsewhere import Subject
 from lepton_edge.errors import LeptonError, PlaceLost
 from lepton_edge.place import Place
 from lepton_edge.recipe import Recipe
+from lepton_edge.registry import Runtime
 from lepton_edge.stages import Road
 
 HOST = Path(__file__).with_name("host.py")
@@ -56,7 +57,8 @@ def work(subjects: Sequence[Subject], recipe: Recipe, ask: Ask, wheels: Sequence
         against = done.ratios({e.name: first for e in entrants[1:]})
         for e in entrants:
             bench_record.fill(rows[e.name], done, against.get(e.name))
-        good = [e for e in entrants if done.timings[e.name].error is None]
+            _refuse_misplaced(rows[e.name], e.runtime)
+        good = [e for e in entrants if rows[e.name]["error"] is None]
         if ask.throughput:
             _throughput(road, rows, good, how, place, host, recipe, ask)
         if ask.energy:
@@ -64,6 +66,15 @@ def work(subjects: Sequence[Subject], recipe: Recipe, ask: Ask, wheels: Sequence
         return bench_record.environment(host, done)
 
     return measured
+
+
+def _refuse_misplaced(entry: dict, runtime: Runtime) -> None:
+    """A row of which nothing ran on the device that was asked for is an error, without the figures of another."""
+    try:
+        placement.require(entry["name"], runtime, entry["runtime"] or {})
+    except LeptonError as error:
+        entry |= {"latency": None, "ratio": None}
+        bench_record.fail(entry, error)
 
 
 def _entrants(
@@ -96,7 +107,7 @@ def _entrants(
             bench_record.fail(rows[name], error)
         return []
     art = it.model.art
-    made = {n: bench.Entrant(n, art.path, runtime, feed.folder, it.options, art.files, names[n]) for n in left}
+    made = {n: bench.Entrant(n, art.path, runtime, feed.folder, runtime.load, art.files, names[n]) for n in left}
     return list(made.values())
 
 

@@ -51,9 +51,16 @@ app.add_typer(devices_app, name="devices")
 
 ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2, .pt or .tflite.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write the model.")]
-ToOne = Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="Target format: tflite, onnx or openvino.")]
+ToOne = Annotated[
+    str | None, typer.Option("--to", metavar="FORMAT", help="Target format: tflite, onnx, openvino or ncnn.")
+]
 RuntimeOpt = Annotated[
-    str | None, typer.Option("--runtime", metavar="NAME", help="Another runtime than the format's own.")
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME[:DEVICE]",
+        help="Another runtime than the format's own, or device: NAME or NAME:DEVICE.",
+    ),
 ]
 
 
@@ -78,7 +85,7 @@ def compress(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to write.")] = Path(
         "lepton-out"
     ),
-    to: Annotated[str | None, typer.Option("--to", metavar="LIST", help="Formats (tflite,onnx,openvino).")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="LIST", help="Formats (tflite,onnx,openvino,ncnn).")] = None,
     max_size: Annotated[int | None, typer.Option("--max-size", min=1, help="Bytes a model may have.")] = None,
     max_latency: Annotated[
         float | None, typer.Option("--max-latency", min=0.0, help="Milliseconds the median may take.")

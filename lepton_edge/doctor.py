@@ -1,6 +1,6 @@
 """The checks of `lepton-edge doctor`: what is installed, what clashes, what this machine can do.
 
-Standard library and packaging only; nothing is imported to find out its version.
+Standard library and packaging only; nothing is imported to find out its version, and runtimes are asked in workers.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def doctor_checks(cache: str | Path | None = None) -> list[dict[str, str]]:
         lambda: _check_tflite_runtime(versions),
         lambda: _check_keras(versions),
         _check_cpu,
+        _check_accelerators,
         _check_limits,
         lambda: _check_cache(_cache_folder(cache)),
     ]
@@ -196,6 +197,19 @@ def _check_cpu() -> list[dict[str, str]]:
     detail = f"{cpu_name()}, {usable_cores()} cores, {words}: {int8_advice(isa)}"
     fix = "let lepton-edge choose the scheme for the device, or pass one with reduced range" if risky else ""
     return [_entry("processor", "warn" if risky or not isa else "ok", detail, fix)]
+
+
+def _check_accelerators() -> list[dict[str, str]]:
+    """What each installed runtime says of the devices that it can use besides its default one."""
+    from lepton_edge import availability, registry
+
+    known = set(registry.formats())  # without those of the stand-in for tests
+    told = [t for t in availability.survey() if ":" in t.runtime.name and known & {*t.runtime.formats}]
+    return [
+        _entry(f"runtime {t.runtime.name}", "missing" if t.reason else "ok", t.reason or "usable here", t.fix)
+        for t in told
+        if not t.runtime.broken and not registry.missing(t.runtime.requires)
+    ]
 
 
 def _check_limits(root: str | Path = "/") -> list[dict[str, str]]:

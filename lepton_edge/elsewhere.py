@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ class Subject:
     quantized: bool = False
     asked: bool = False
     free_batch: bool = True
-    options: dict = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
@@ -53,12 +52,14 @@ def subjects(
     """Open models here, under names that differ. ``compared``: also run their samples, to hold devices against them."""
     found: list[Subject] = []
     for path in paths:
-        source = stages.load_source(road, path, runtime=runtime)
+        # Whether a board has the device that a runtime is asked to use, only it can tell.
+        source = stages.load_source(road, path, runtime=runtime.partition(":")[0] if runtime and compared else runtime)
+        chosen = registry.runtime_for(source.art.format, runtime)
         feed = run_feeds.open_feeds(road, source, recipe, seeded=True).evaluation
         fixed = [s for s in source.inputs if not s["shape"] or s["shape"][0] is not None]
         again = sum(it.name.partition(" (")[0] == path.name for it in found)
         name = f"{path.name} ({again + 1})" if again else path.name
-        it = Subject(name, source.model(), source.runtime, feed, asked=runtime is not None, free_batch=not fixed)
+        it = Subject(name, source.model(), chosen, feed, asked=runtime is not None, free_batch=not fixed)
         if compared:
             quantized = routes.is_quantized(road, source)
             it = replace(it, here=stages.reference(road, source, feed), quantized=quantized)
@@ -84,7 +85,7 @@ def runtime_there(it: Subject, device: Device, packages: dict[str, str], wheels:
     known.sort(key=lambda r: (device.runtimes.index(r.name) if r.name in device.runtimes else 99, r.cost))
     needs = {r.name: [Requirement(q).name.lower() for q in r.requires] for r in known}
     for runtime in known:
-        if all(name in there for name in needs[runtime.name]):
+        if all(there & {name, *registry.BUILDS.get(name, ())} for name in needs[runtime.name]):
             return runtime
     wanted = " or ".join(" and ".join(names) for names in needs.values())
     raise LeptonError(
@@ -102,7 +103,7 @@ def answered(road: Road, at: Place, it: Subject, runtime: Runtime) -> tuple[dict
     assert it.here is not None, "there is nothing to compare with"
     what = f"running {it.name}"
     road.progress.stage(f"{what} on {at.name}")
-    got = stages.answers(road, it.model, it.feed, runtime=runtime, options=it.options, what=what, place=at)
+    got = stages.answers(road, it.model, it.feed, runtime=runtime, options=runtime.load, what=what, place=at)
     # Both ran the same file: its own names, whatever the source model calls them.
     parity = verify.parity(it.here.outputs, got.outputs, identity([{"name": p.name} for p in got.wiring]))
     labels = it.feed.label_array()

@@ -76,10 +76,11 @@ class Worker:
             # OpenVINO and NNCF send usage data to their makers from the first import on, unless in a CI job.
             "CI": "true",
             "NNCF_CI": "1",
-            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._temp),
             **environ,
         }
+        if "LEPTON_EDGE_GPU" not in environ:  # only what is meant for a GPU sees one
+            env.setdefault("CUDA_VISIBLE_DEVICES", "")
         # A session of its own: Ctrl-C reaches the tool alone, which then ends its workers in order.
         self._process = subprocess.Popen(
             self._way.argv if self._way else [python, "-X", "faulthandler", str(PACKAGE / "worker.py")],

@@ -11,7 +11,7 @@ import ast
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,10 @@ from typing import Any
 from lepton_edge.errors import LeptonError, MissingExtra, UsageError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent
+# Packages that are another build of the same module, for an accelerator: one of them is enough.
+BUILDS = {
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One file that runs models of ``formats``.
+    """One file that runs models of ``formats``, on one of its ``devices``.
 
-    A ``shared`` runtime lives in the worker of the steps: a heavy framework is then imported once.
+    A ``shared`` runtime lives in the worker of the steps: a heavy framework is then imported once. ``devices`` are as
+    the file's DEVICES declares them, the one it runs on by default first; ``device`` is the one of them that is meant,
+    and ``load`` the options of the file's function ``load`` that choose it.
     """
 
     name: str
@@ -60,6 +66,23 @@ class Runtime:
     options: dict[str, Any] = field(default_factory=dict)
     shared: bool = False
     broken: str = ""
+    devices: dict[str, dict[str, dict]] = field(default_factory=lambda: {"cpu": {}})
+    device: str = "cpu"
+    load: dict[str, Any] = field(default_factory=dict)
+
+    def on(self, device: str) -> Runtime:
+        """This runtime on one of its devices, under the name NAME:DEVICE; the default device adds nothing to it.
+
+        Raises UsageError for a device that it does not have.
+        """
+        if device not in self.devices:
+            names = [f"{self.name}:{d}" for d in self.devices]
+            hint = did_you_mean(f"{self.name}:{device}", names)
+            raise UsageError(f"the runtime '{self.name}' has no device '{device}'", hint)
+        chosen = self.devices[device]
+        environ = {**self.environ, **chosen.get("environ", {})}
+        name = self.name if device == next(iter(self.devices)) else f"{self.name}:{device}"
+        return replace(self, name=name, device=device, environ=environ, load=chosen.get("options", {}))
 
 
 def folder(kind: str) -> Path:
@@ -141,21 +164,32 @@ def runtimes() -> list[Runtime]:
                 facts["options"],
                 facts.get("SHARED", False),
                 facts["broken"],
+                facts.get("DEVICES") or {"cpu": {}},
             )
         )
+        found[-1] = found[-1].on(next(iter(found[-1].devices)))
     return found
 
 
-def runtime_for(format_: str, name: str | None = None) -> Runtime:
-    """The runtime to use for a format: the one named, else the installed one of the lowest cost.
+def targets() -> list[Runtime]:
+    """Every runtime on each of its devices."""
+    return [runtime.on(device) for runtime in runtimes() for device in runtime.devices]
 
-    Raises UsageError for an unknown name, MissingExtra when its packages are not installed.
+
+def runtime_for(format_: str, name: str | None = None) -> Runtime:
+    """The runtime to use for a format: the one named (NAME or NAME:DEVICE), else the installed one of the lowest cost.
+
+    Raises UsageError for an unknown name, MissingExtra when its packages are not installed. Whether the device is
+    there is another question: see ``availability.py``.
     """
     known = runtimes()
     if name is not None:
-        chosen = next((r for r in known if r.name == name), None)
+        base, colon, device = name.partition(":")
+        chosen = next((r for r in known if r.name == base), None)
         if chosen is None:
-            raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, [r.name for r in known]))
+            names = [r.name for r in (targets() if colon else known)]
+            raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, names))
+        chosen = chosen.on(device) if colon else chosen
         if format_ not in chosen.formats:
             raise UsageError(f"runtime '{name}' does not run {format_} models", f"it runs: {', '.join(chosen.formats)}")
         fit = [chosen]
@@ -204,7 +238,7 @@ def _read(file: Path, function: str) -> dict[str, Any]:
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
                 name = node.targets[0].id
-                if name in ("REQUIRES", "COST", "ENVIRON", "FORMATS", "SHARED", "PYTHON"):
+                if name in ("REQUIRES", "COST", "ENVIRON", "FORMATS", "SHARED", "PYTHON", "DEVICES"):
                     facts[name] = ast.literal_eval(node.value)
             elif isinstance(node, ast.FunctionDef) and node.name == function:
                 body = node
@@ -245,10 +279,12 @@ def _met(requirement: str) -> bool:
     req = Requirement(requirement)
     if req.marker and not req.marker.evaluate():
         return True
-    try:
-        return req.specifier.contains(metadata.version(req.name), prereleases=True)
-    except metadata.PackageNotFoundError:
-        return False
+    for name in (req.name, *BUILDS.get(req.name, ())):
+        try:
+            return req.specifier.contains(metadata.version(name), prereleases=True)
+        except metadata.PackageNotFoundError:
+            continue
+    return False
 
 
 def require(what: str, requires: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lepton_edge.texts import DASH, db, interval, ms, number, percent, shorten, size
+from lepton_edge.texts import DASH, db, interval, ms, number, percent, runtime_name, shorten, size
 
 _GOOD, _BAD = "green", "red"
 
@@ -153,9 +153,8 @@ def evaluation(result: dict) -> None:
     """Accuracy of one model."""
     a = result["accuracy"]
     top5 = f", top-5 {percent(a['top5'])}" if a["top5"] is not None else ""
-    runtime = f"{result['runtime'].get('runtime')} {result['runtime'].get('version', '')}".strip()
     line = f"{result['model']}: top-1 {percent(a['top1'])} {interval(a['ci95'], 100)}{top5}"
-    line += f" on {a['count']} samples in {runtime}"
+    line += f" on {a['count']} samples in {runtime_name(result['runtime'])}"
     _line(_console(), line)
     warnings(result["warnings"])
 
@@ -274,7 +273,8 @@ def parts(found: dict) -> None:
     console.print(table)
     table = _table("runtime", "formats", "what it is", "state", title="\nruntimes")
     for r in found["runtimes"]:
-        table.add_row(r["name"], ", ".join(r["formats"]), r["summary"], _state(r))
+        told = ("", "") if ":" in r["name"] else (", ".join(r["formats"]), r["summary"])
+        table.add_row(r["name"], *told, _state(r))
     console.print(table)
 
 
@@ -283,6 +283,8 @@ def _state(part: dict) -> Text:
         return Text(f"broken: {part['broken']}", style=_BAD)
     if part["missing"]:
         return Text(f"needs {', '.join(part['missing'])}", style="yellow")
+    if part.get("unusable"):
+        return Text(part["unusable"], style="yellow")
     return Text("ready", style=_GOOD)
 
 

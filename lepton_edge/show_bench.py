@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lepton_edge.show import _console, _line, _spread, _table, warnings
-from lepton_edge.texts import DASH, db, ms, number, size
+from lepton_edge.texts import DASH, db, ms, number, runtime_name, size
 
 
 def timings(document: dict[str, Any]) -> None:
@@ -20,7 +20,7 @@ def timings(document: dict[str, Any]) -> None:
     table = _table(*columns)
     for r in rows:
         name = [r["name"], *([r["device"]["name"]] if many else [])]
-        told = f"{(r['runtime'] or {}).get('runtime', '')} {(r['runtime'] or {}).get('version', '')}".strip()
+        told = runtime_name(r["runtime"] or {})
         if r["latency"] is None:
             cells = (*([_same(r)] if there else []), size(r["size_bytes"]))
             table.add_row(*name, told, *cells, *[DASH] * (6 + batched), "not measured", style="red")

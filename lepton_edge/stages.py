@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import bench, registry, shapes, store, verify
+from lepton_edge import availability, bench, placement, registry, shapes, store, verify
 from lepton_edge import ports as wiring
 from lepton_edge.artifact import Artifact, open_artifact, suffix
 from lepton_edge.conversion import Conversion, ranked
@@ -127,9 +127,11 @@ def load_source(road: Road, path: Path, *, runtime: str | None = None, ask: Conv
     ask = ask or Conversion()
     art = open_artifact(path)
     chosen = registry.runtime_for(art.format, runtime)
+    availability.require(chosen)
     road.progress.stage(f"loading {path.name} ({art.format}) in {chosen.name}")
-    options = {"trust": True} if ask.trust and "trust" in chosen.options else {}
+    options = chosen.load | ({"trust": True} if ask.trust and "trust" in chosen.options else {})
     loaded = _load(road, f"loading {path.name} in {chosen.name}", chosen, art, options)
+    placement.require(path.name, chosen, loaded["info"])
     inputs = ranked(ask, loaded["inputs"])
     for spec in inputs:
         if spec["shape"] is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lepton_edge.errors import LeptonError
 
@@ -88,3 +89,9 @@ def interval(pair: Sequence[float] | None, scale: float = 1.0, places: int | Non
     if places is None:
         places = decimals(max(abs(v) for v in pair) * scale)
     return f"[{number(pair[0] * scale, places)}, {number(pair[1] * scale, places)}]"
+
+
+def runtime_name(info: Mapping[str, Any]) -> str:
+    """A runtime with its version, and its device where that is not the CPU."""
+    name = f"{info.get('runtime', '')} {info.get('version', '')}".strip()
+    return name if info.get("device", "cpu") == "cpu" else f"{name} on {info['device']}"

@@ -116,6 +116,12 @@ def _inspect(state: dict, request: dict, progress) -> dict:
     return _module(request["file"]).inspect(request["path"])
 
 
+def _unusable(state: dict, request: dict, progress) -> dict:
+    """Why a runtime cannot use a device here, and the fix; both empty where it can."""
+    reason, fix = _module(request["file"]).unusable(request["device"]) or ("", "")
+    return {"reason": reason, "fix": fix}
+
+
 def _load(state: dict, request: dict, progress) -> dict:
     """Load a model in a runtime; with ``cpus`` on those processors only, so that its threads start there."""
     if request.get("cpus"):
@@ -351,6 +357,7 @@ def _usage(state: dict, request: dict, progress) -> dict:
 OPS = {
     "step": _step,
     "inspect": _inspect,
+    "unusable": _unusable,
     "load": _load,
     "predict": _predict,
     "bench_start": _bench_start,

@@ -67,6 +67,11 @@ def write_openvino(path):
     path.with_suffix(".bin").write_bytes(bytes(64))
 
 
+def write_ncnn(path):
+    path.write_text("7767517\n1 1\nInput in0 0 1 in0\n")
+    path.with_suffix(".bin").write_bytes(bytes(4))
+
+
 def write_savedmodel(path):
     (path / "variables").mkdir(parents=True)
     (path / "saved_model.pb").write_bytes(b"\x08\x01\x12\x00")
@@ -81,6 +86,7 @@ WRITERS = {
     "torchscript": write_torchscript,
     "h5": write_h5,
     "openvino": write_openvino,
+    "ncnn": write_ncnn,
     "savedmodel": write_savedmodel,
 }
 

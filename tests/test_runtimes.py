@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUNTIMES = ROOT / "lepton_edge" / "runtimes"
-ON_DEVICES = ["fake", "litert", "onnxruntime", "openvino", "tflite_runtime", "torch"]
+ON_DEVICES = ["fake", "litert", "ncnn", "onnxruntime", "openvino", "tflite_runtime", "torch"]
 
 
 def runtime(name):

@@ -14,20 +14,35 @@ import numpy as np
 
 REQUIRES = ("numpy",)
 FORMATS = ("fake",)
+DEVICES = {
+    "cpu": {},
+    "npu": {"options": {"device": "npu"}},
+    "absent": {"options": {"device": "absent"}},
+}
 _FAILURES = ("crash", "hang", "oom", "error")
 
 
-def load(model: str, *, threads: int = 1, scale: float = 1.0) -> Session:
+def unusable(device: str) -> tuple[str, str] | None:
+    """None for "npu", which is always there; LEPTON_EDGE_FAKE_NPU makes asking for it fail or hang, as a model can."""
+    if device == "absent":
+        return "this machine has no such device", "use fake:npu"
+    _fail(os.environ.get("LEPTON_EDGE_FAKE_NPU"))
+    return None
+
+
+def load(model: str, *, threads: int = 1, scale: float = 1.0, device: str = "cpu") -> Session:
     """Open a JSON model: {"inputs": [{"name", "shape", "dtype"}], "outputs": [...], "seed": 0}.
 
     Optional keys: "delay_ms" (each run), "load_delay_ms", "noise" (a relative error added to the weights),
     "fail": "crash" | "hang" | "oom" | "error", and "fail_at": "load" | "run" (default) | the number of the
-    run, from 0, that fails. Each output is the flattened inputs of a sample times a fixed random matrix.
+    run, from 0, that fails; "nodes", {operator: count}, and "cpu_only", the operators that the device "npu" lacks.
+    Each output is the flattened inputs of a sample times a fixed random matrix.
     `scale` multiplies the outputs. Raises ValueError for anything else in the file.
     """
     try:
         config = json.loads(Path(model).read_text("utf-8"))
         session = Session(config, {"runtime": "fake", "version": "1", "threads": threads}, scale)
+        session.info |= {"device": device, "precision": "f32", "delegated": _placed(config, device)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{Path(model).name}: not a fake model: {error}") from error
     time.sleep(float(config.get("load_delay_ms", 0)) / 1e3)
@@ -42,6 +57,7 @@ class Session:
     def __init__(self, config: dict[str, Any], info: dict[str, Any], scale: float) -> None:
         known = {
             "inputs", "outputs", "seed", "delay_ms", "load_delay_ms", "noise", "fail", "fail_at",
+            "nodes", "cpu_only",
         }  # fmt: skip
         if unknown := config.keys() - known:
             raise ValueError(f"unknown key {sorted(unknown)[0]}")
@@ -85,6 +101,13 @@ class Session:
         }
 
 
+def _placed(config: dict[str, Any], device: str) -> dict[str, Any]:
+    nodes = config.get("nodes", {"MatMul": 1})
+    left = {op: n for op, n in nodes.items() if device != "cpu" and op in config.get("cpu_only", ())}
+    count = sum(nodes.values()) - sum(left.values())
+    return {"nodes": count, "of": sum(nodes.values()), "partitions": int(count > 0), "left": left}
+
+
 def _spec(spec: dict[str, Any]) -> dict[str, Any]:
     shape = [None if d is None else int(d) for d in spec["shape"]]
     if not shape or None in shape[1:]:
@@ -104,4 +127,5 @@ def _fail(how: str | None) -> None:
         time.sleep(3600)
     if how == "oom":
         raise MemoryError("the fake model asked for more memory than there is")
-    raise RuntimeError("the fake model was told to fail")
+    if how:
+        raise RuntimeError("the fake model was told to fail")

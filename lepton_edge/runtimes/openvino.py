@@ -10,6 +10,12 @@ import numpy as np
 
 REQUIRES = ("openvino>=2026",)
 FORMATS = ("openvino",)
+DEVICES = {
+    "cpu": {},
+    "gpu": {"options": {"device": "GPU"}},
+    "npu": {"options": {"device": "NPU"}},
+    "auto": {"options": {"device": "AUTO"}},
+}
 _PRECISIONS = ("f32", "f16", "bf16", "default")
 
 
@@ -27,6 +33,22 @@ def _openvino() -> Any:
     return openvino
 
 
+def unusable(device: str) -> tuple[str, str] | None:
+    """Why OpenVINO cannot use a device, and the fix; None where it can. AUTO takes the best there is."""
+    wanted = DEVICES[device]["options"]["device"]
+    ov = _openvino()
+    core = ov.Core()
+    there = core.available_devices
+    if wanted == "AUTO" or any(name.split(".")[0] == wanted for name in there):
+        return None
+    what = {
+        "GPU": "an Intel GPU and its driver (intel-opencl-icd on Linux)",
+        "NPU": "an Intel NPU and its driver (linux-npu-driver on Linux)",
+    }
+    reason = f"OpenVINO {ov.__version__.split('-')[0]} finds no {wanted} here; it finds {', '.join(there) or 'nothing'}"
+    return reason, f"it needs {what[wanted]}"
+
+
 def load(model: str, *, threads: int = 1, device: str = "CPU", precision: str = "f32") -> Session:
     """Open an IR (.xml with its .bin beside it).
 
@@ -40,12 +62,14 @@ def load(model: str, *, threads: int = 1, device: str = "CPU", precision: str = 
     path = Path(model)
     _check_files(path)
     core = ov.Core()
-    if device not in core.available_devices:
+    if device != "AUTO" and device not in {d.split(".")[0] for d in core.available_devices} | {*core.available_devices}:
         raise ValueError(f"device '{device}' is not available; available: {', '.join(core.available_devices)}")
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         config["INFERENCE_NUM_THREADS"] = threads
-    if precision != "default":
+    elif device == "AUTO":
+        config["DEVICE_PROPERTIES"] = {"CPU": {"INFERENCE_NUM_THREADS": threads}}
+    if precision != "default" and device != "NPU":  # an NPU computes in half precision, and refuses the hint
         config["INFERENCE_PRECISION_HINT"] = precision
     try:
         compiled = core.compile_model(core.read_model(path), device, config)
@@ -54,11 +78,32 @@ def load(model: str, *, threads: int = 1, device: str = "CPU", precision: str = 
     info = {
         "runtime": "openvino",
         "version": ov.__version__.split("-")[0],
-        "device": device,
-        "precision": _type_name(compiled.get_property("INFERENCE_PRECISION_HINT")),
         "threads": threads,
+        **_placed(compiled),
     }
     return Session(compiled, info)
+
+
+def _placed(compiled: Any) -> dict[str, Any]:
+    """Where the compiled model runs and in which precision, as it says itself.
+
+    Only HETERO cuts a model between devices, so all nodes of the executed graph run on the device named.
+    """
+    executed = [d.strip("()") for d in compiled.get_property("EXECUTION_DEVICES")]
+    layers = [dict(op.get_rt_info())["layerType"] for op in compiled.get_runtime_model().get_ops()]
+    count = sum(getattr(kind, "value", kind) not in ("Input", "Output", "Const") for kind in layers)
+    device = "+".join(d.split(".")[0].lower() for d in executed)
+    supported = list(compiled.get_property("SUPPORTED_PROPERTIES"))
+    if "INFERENCE_PRECISION_HINT" in supported:
+        precision = _type_name(compiled.get_property("INFERENCE_PRECISION_HINT"))
+    else:  # AUTO tells what the plugin that it chose is set to
+        own = dict(compiled.get_property("DEVICE_PROPERTIES")) if "DEVICE_PROPERTIES" in supported else {}
+        precision = _type_name(own.get(executed[0], {}).get("INFERENCE_PRECISION_HINT", "the device's choice"))
+    return {
+        "device": device,
+        "precision": precision,
+        "delegated": {"nodes": count, "of": count, "partitions": 1, "left": {}},
+    }
 
 
 def _check_files(path: Path) -> None:

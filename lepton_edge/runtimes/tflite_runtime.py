@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,13 @@ import numpy as np
 REQUIRES = ("tflite-runtime>=2.14", "numpy<2")
 FORMATS = ("tflite",)
 COST = 2.0  # only where it is asked for: ai-edge-litert is the default
+DEVICES = {"cpu": {}, "xnnpack-off": {"options": {"delegate": "none"}}}
 _DELEGATES = ("xnnpack", "none")
+
+
+def unusable(device: str) -> tuple[str, str] | None:
+    """None: both run on every CPU."""
+    return None
 
 
 def load(model: str, *, threads: int = 1, delegate: str = "xnnpack") -> Session:
@@ -30,10 +37,12 @@ def load(model: str, *, threads: int = 1, delegate: str = "xnnpack") -> Session:
     from tflite_runtime.interpreter import Interpreter, OpResolverType
 
     resolver = OpResolverType.AUTO if delegate == "xnnpack" else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    info = {
+    info: dict[str, Any] = {
         "runtime": "tflite-runtime",
         "version": metadata.version("tflite-runtime"),
         "delegate": "none",
+        "device": "cpu",
+        "precision": "f32",
         "threads": threads,
     }
     try:
@@ -175,12 +184,15 @@ class Session:
         self.info = info
         self._in = [(name, d["index"]) for d, name in zip(ins, in_names)]
         self._out = [(name, d["index"]) for d, name in zip(outs, out_names)]
+        self.ports = self._in, self._out
         self._shapes = {name: tuple(d["shape"]) for d, name in zip(ins, in_names)}
         self._dtypes = {name: np.dtype(d["dtype"]) for d, name in zip(ins, in_names)}
         self._free = any(None in spec["shape"][1:] for spec in self.inputs)
         self._single = all(shape[:1] == (1,) for shape in self._shapes.values())
-        self.ops = {op["op_name"] for op in interpreter._get_ops_details()}
-        self._stateful = any(_holds_state(op) for op in self.ops)
+        details = interpreter._get_ops_details()
+        self.ops = {op["op_name"] for op in details}
+        self.stateful = any(_holds_state(op) for op in self.ops)
+        self.info["delegated"] = _delegated(details)
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name for inputs by name, each with its batch axis. State is reset before every call."""
@@ -190,7 +202,7 @@ class Session:
             return _one_by_one(self, feeds)
         if self._free:
             self._resize(feeds)
-        if self._stateful:
+        if self.stateful:
             interpreter.reset_all_variables()
         for name, index in self._in:
             interpreter.set_tensor(index, feeds[name])
@@ -206,6 +218,28 @@ class Session:
                 changed = True
         if changed:
             self._interpreter.allocate_tensors()
+
+
+def _delegated(details: list[dict]) -> dict[str, Any]:
+    """How many nodes the delegates took, in how many partitions, and which operators are left to plain kernels.
+
+    The interpreter lists the file's nodes, then one called DELEGATE for each partition: that stands for the nodes
+    which lead from its inputs to its outputs.
+    """
+    nodes = [op for op in details if op["op_name"] != "DELEGATE"]
+    parts = [op for op in details if op["op_name"] == "DELEGATE"]
+    maker = {int(t): k for k, op in enumerate(nodes) for t in op["outputs"]}
+    taken: set[int] = set()
+    for part in parts:
+        given = {int(t) for t in part["inputs"]}
+        pending = [int(t) for t in part["outputs"]]
+        while pending:
+            tensor = pending.pop()
+            if tensor in maker and tensor not in given and maker[tensor] not in taken:
+                taken.add(maker[tensor])
+                pending += [int(t) for t in nodes[maker[tensor]]["inputs"]]
+    left = Counter(op["op_name"] for k, op in enumerate(nodes) if k not in taken)
+    return {"nodes": len(taken), "of": len(nodes), "partitions": len(parts), "left": dict(left.most_common())}
 
 
 def _holds_state(op: str) -> bool:
