@@ -479,3 +479,24 @@ def devices_show(
 
     found = get_device(name).to_dict()
     emit(found, opts, lambda: show.device(found))
+
+
+@command(devices_app, name="wheels")
+def devices_wheels(
+    name: Annotated[str, typer.Argument(help="A name from 'devices list', or a TOML file.")],
+    runtime: Annotated[str, typer.Option("--runtime", metavar="NAME", help="The runtime to take along.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to put the wheels.")],
+    python: Annotated[str, typer.Option("--python", metavar="X.Y", help="The device's Python.")] = "3.11",
+    glibc: Annotated[str, typer.Option("--glibc", metavar="X.Y", help="The device's C library.")] = "2.36",
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Fetch the wheels of a runtime for a device that has no network.
+
+    Example: `lepton-edge devices wheels raspberrypi5 --runtime litert -o wheels`
+    """
+    from lepton_edge import registry, wheelhouse
+    from lepton_edge.device import get_device
+
+    made = wheelhouse.for_device(get_device(name), registry.runtime(runtime), out, python=python, glibc=glibc)
+    emit([str(path) for path in made], opts, lambda: typer.echo("\n".join(map(str, made))))

@@ -146,6 +146,14 @@ def runtimes() -> list[Runtime]:
     return found
 
 
+def runtime(name: str) -> Runtime:
+    """The runtime of that name, installed or not. Raises UsageError for an unknown one."""
+    known = {r.name: r for r in runtimes()}
+    if name not in known:
+        raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, list(known)))
+    return known[name]
+
+
 def runtime_for(format_: str, name: str | None = None) -> Runtime:
     """The runtime to use for a format: the one named, else the installed one of the lowest cost.
 
@@ -153,9 +161,7 @@ def runtime_for(format_: str, name: str | None = None) -> Runtime:
     """
     known = runtimes()
     if name is not None:
-        chosen = next((r for r in known if r.name == name), None)
-        if chosen is None:
-            raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, [r.name for r in known]))
+        chosen = runtime(name)
         if format_ not in chosen.formats:
             raise UsageError(f"runtime '{name}' does not run {format_} models", f"it runs: {', '.join(chosen.formats)}")
         fit = [chosen]
