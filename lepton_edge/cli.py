@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lepton_edge import __version__, clikit
+from lepton_edge import __version__, cli_ship, clikit
 from lepton_edge.clikit import (
     ANALYZE,
     BENCH,
@@ -48,6 +48,7 @@ devices_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(devices_app, name="devices")
+app.add_typer(cli_ship.app)
 
 ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2, .pt or .tflite.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write the model.")]
