@@ -42,6 +42,7 @@ from lepton_edge.inspect_model import inspector_files
 from lepton_edge.place import open_place
 from lepton_edge.progress import Silent
 from lepton_edge.quant import schemes
+from lepton_edge.rebundle import bundle as bundle
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
 

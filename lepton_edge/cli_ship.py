@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lepton_edge import clikit
 from lepton_edge.clikit import command, emit, progress
 from lepton_edge.errors import UsageError
 
@@ -64,3 +65,40 @@ def deploy(
             bundle, device, root=to, name=name, wheels=wheels, units=service, key_file=key, progress=progress(opts)
         )
         emit(done, opts, lambda: show_ship.deployed(done))
+
+
+@command(app)
+def bundle(
+    source: Annotated[Path, typer.Argument(help="A run folder of 'compress', or a bundle.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write the bundle.")] = None,
+    candidate: Annotated[
+        str | None, typer.Option("--candidate", metavar="NAME", help="Another candidate than the picked one.")
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign it: a private key of OpenSSH or minisign.")
+    ] = None,
+    oci: Annotated[
+        Path | None, typer.Option("--oci", metavar="FILE", help="Also an OCI image archive (.tar) that runs it.")
+    ] = None,
+    arch: Annotated[str, typer.Option("--arch", metavar="LIST", help="Its platforms: amd64, arm64.")] = "amd64,arm64",
+    base: Annotated[
+        list[Path] | None,
+        typer.Option("--base", metavar="FILE", help="Build on this root file system (.tar) or OCI layout, not Debian."),
+    ] = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """The deployable folder of a run's model, made again; signed; as a container image.
+
+    Of a bundle nothing is made again: it is signed, or put in an image. An image holds Debian's Python (by mmdebstrap,
+    or what --base names), the runtime from its wheels for each platform, and the bundle.
+
+    Example: `lepton-edge bundle lepton-out --sign ~/.ssh/id_ed25519 --oci model.tar`
+    """
+    from lepton_edge import api, show_ship
+
+    archs = clikit.names(arch) or ()
+    made = api.bundle(
+        source, out, candidate=candidate, key=sign, image=oci, archs=archs, bases=base or (), progress=progress(opts)
+    )
+    emit(made, opts, lambda: show_ship.bundled(made))

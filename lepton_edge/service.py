@@ -27,7 +27,7 @@ Description={app}: file names in, JSON lines out
 CollectMode=inactive-or-failed
 
 [Service]
-ExecStart={command} --stream
+ExecStart=/bin/sh {command} --stream
 StandardInput=socket
 StandardOutput=socket
 StandardError=journal

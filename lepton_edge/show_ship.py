@@ -58,3 +58,15 @@ def applications(found: list[dict]) -> None:
             cells = (row.get("when", DASH), row.get("model", DASH), runtime, row.get("signer") or DASH)
             table.add_row(app["name"], row["version"], state, *cells)
     console.print(table)
+
+
+def bundled(made: dict) -> None:
+    """Where the bundle is, its signature and its image."""
+    console = _console()
+    _line(console, f"bundle: {made['bundle']} ({made['version']})", "bold green")
+    if made["signature"]:
+        _line(console, f"signed: {made['signature']}")
+    if image := made["image"]:
+        _line(console, f"image: {image['file']} ({size(image['size_bytes'])})")
+        for row in image["images"]:
+            _line(console, f"  {row['arch']}: {size(row['size_bytes'])}, {row['python']}, {row['digest']}")

@@ -1,4 +1,4 @@
-"""Deploying to a real sshd: switched to when it has proved itself there; whatever breaks before, the old one goes on."""
+"""Deploying to a real sshd: switched to once it has proved itself there; whatever breaks, the old one goes on."""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ def test_systemd_takes_the_units(tmp_path, where):
     units = service.units("net", str(home))
     for name, text in units.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / "run").mkdir()
     command = ["systemd-analyze", "verify", "--user", "--man=no", *(str(tmp_path / name) for name in units)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)})
     ours = [line for line in (done.stdout + done.stderr).splitlines() if "lepton-edge-net" in line]
