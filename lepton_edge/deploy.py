@@ -106,13 +106,12 @@ def deploy(
     app = app_name(bundle, name)
     with _opened(device, progress) as place, _claimed(place, root, app) as claim:
         home = claim["folder"]
-        needs = deploy_runtime.needs(place, bundle.folder, wheels)
+        needs = deploy_runtime.needs(place, home, bundle.folder, wheels)
         begun = there.call(place, "begin", folder=home, version=bundle.version, files=bundle.files(), more=needs.size)
         target, sent = begun["place"], 0
-        for k, file in enumerate(begun["missing"]):
-            progress.stage(f"sending {file} to {place.title}")
-            progress.update(k, len(begun["missing"]))
-            there.put(place, bundle.folder / file, f"{target}/{file}")
+        progress.stage(f"sending the bundle to {place.title}")
+        for file in begun["missing"]:
+            there.put(place, bundle.folder / file, f"{target}/{file}", progress)
             sent += (bundle.folder / file).stat().st_size
         progress.stage(f"verifying the bundle on {place.title}")
         there.call(place, "verify", place=target, sha256=bundle.sha256)

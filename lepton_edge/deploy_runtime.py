@@ -21,7 +21,7 @@ PIP_S = 1800.0
 
 @dataclass(frozen=True)
 class Needs:
-    """What has to be brought: nothing (``key`` is ""), wheels, or what pip installs there."""
+    """What has to be brought: nothing (``key`` is ""), what was kept there, wheels, or what pip installs there."""
 
     facts: dict  # of the device, see ondevice/deploying.py
     requires: tuple[str, ...]
@@ -40,8 +40,10 @@ def requirements(bundle: Path) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def needs(place: Remote, bundle: Path, wheels: Path | None) -> Needs:
+def needs(place: Remote, home: str, bundle: Path, wheels: Path | None) -> Needs:
     """What the device lacks of a bundle's requirements, and which wheels of a folder bring it.
+
+    ``home`` is the application's folder there, whose earlier versions may have brought it.
 
     A folder that holds no wheels (or is not there) is filled first, for the device's platform. Raises LeptonError
     when there is no way to the runtime.
@@ -52,20 +54,23 @@ def needs(place: Remote, bundle: Path, wheels: Path | None) -> Needs:
     installed = facts["installed"]
     if all(installed[r.name] and r.specifier.contains(installed[r.name], prereleases=True) for r in wanted):
         return Needs(facts, requires)
+    key = _key([facts["python"], str(facts["version"]), facts["machine"], *sorted(requires)])
     if wheels is None:
+        if kept := there.call(place, "runtime_kept", folder=home, key=key):
+            return Needs(facts, requires, kept)
         if not facts["venv"]:
             raise LeptonError(
                 f"{place.title}: {', '.join(requires)} is not there, and cannot be installed without venv",
                 "carry it along with --wheels DIR, or install python3-venv there",
             )
-        return Needs(facts, requires, _key(facts, requires))
+        return Needs(facts, requires, key)
     if not any(wheels.glob("*.whl")):
         from lepton_edge import wheelhouse
 
         python, libc = ".".join(str(n) for n in facts["version"]), facts["libc"][1] or wheelhouse.GLIBC
         wheelhouse.wheels(requires, facts["machine"], python, wheels, glibc=libc)
     chosen = pick(wheels, facts, wanted, place.title)
-    return Needs(facts, requires, _key(facts, [*requires, *(w.name for w in chosen)]), tuple(chosen))
+    return Needs(facts, requires, f"{key}-{_key([w.name for w in chosen])}", tuple(chosen))
 
 
 def install(place: Remote, folder: str, needs: Needs, progress: Silent) -> dict:
@@ -76,17 +81,17 @@ def install(place: Remote, folder: str, needs: Needs, progress: Silent) -> dict:
     python = needs.facts["python"]
     if not needs.key:
         return {"how": "there already", "key": "", "python": python, "site": ""}
-    state = there.call(place, "runtime_folder", folder=folder, key=needs.key)
+    state = there.call(place, "runtime_folder", folder=folder, name=needs.key)
     path, what = state["path"], ", ".join(needs.requires)
-    if needs.wheels:
+    if needs.wheels or state["site"]:
         result = {"how": "wheels", "key": needs.key, "python": python, "site": f"{path}/site"}
     else:
         result = {"how": "venv", "key": needs.key, "python": f"{path}/bin/python", "site": ""}
     if state["ready"]:
-        return result
+        return {**result, "how": "kept from an earlier version"}
     for wheel in needs.wheels:
-        progress.stage(f"unpacking {wheel.name} on {place.title}")
-        there.put(place, wheel, f"{path}/wheels/{wheel.name}")
+        progress.stage(f"carrying {wheel.name} to {place.title}")
+        there.put(place, wheel, f"{path}/wheels/{wheel.name}", progress)
         there.call(place, "unpack", there.WHEELS, wheel=f"{path}/wheels/{wheel.name}", folder=result["site"])
     if not needs.wheels:
         progress.stage(f"installing {what} on {place.title}")
@@ -160,6 +165,5 @@ def _unpacked(wheel: Path) -> int:
         raise LeptonError(f"{wheel}: this is not a wheel ({e})", "download it again") from e
 
 
-def _key(facts: dict, what: list[str] | tuple[str, ...]) -> str:
-    text = "\n".join([facts["python"], str(facts["version"]), facts["machine"], *sorted(what)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _key(what: list[str]) -> str:
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:12]

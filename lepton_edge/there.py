@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import LeptonError, PlaceLost, WorkerError
+from lepton_edge.progress import Silent
 from lepton_edge.registry import PACKAGE
 from lepton_edge.remote import Remote
 
@@ -35,10 +37,10 @@ def call(place: Remote, function: str, file: Path = DEPLOYING, /, **args: Any) -
     return answer
 
 
-def put(place: Remote, file: Path, path: str) -> None:
+def put(place: Remote, file: Path, path: str, progress: Silent) -> None:
     """Send a file to a path of its own there, readable by all. Raises LeptonError when there is no room for it."""
     try:
-        place.link.put(file, path, sha256(file), 0o644)
+        place.link.put(file, path, sha256(file), 0o644, progress.update)
     except WorkerError:
         raise
     except LeptonError as e:
@@ -47,8 +49,6 @@ def put(place: Remote, file: Path, path: str) -> None:
 
 def last_line(done: dict, seconds: float) -> str:
     """How a command there (``Remote.run``) ended, in one line."""
-    import signal
-
     if done["code"] is None:
         return f"it took more than {seconds:.0f} s"
     if done["code"] < 0:

@@ -16,8 +16,10 @@ import apps
 import board
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from lepton_edge import api, there
+from lepton_edge.cli import app as cli
 from lepton_edge.deploy import app_name, read_bundle
 from lepton_edge.errors import LeptonError, PlaceLost, UsageError
 from lepton_edge.ondevice import deploying
@@ -134,12 +136,12 @@ def test_a_connection_cut_while_files_are_sent(pi, bundles, there_, monkeypatch)
     deploy(bundles[0], there_)
     put, count = there.put, [0]
 
-    def cut(place, file, path):
+    def cut(place, file, path, progress):
         count[0] += 1
         if count[0] == 3:
             for session in pi.sessions():
                 os.kill(session, signal.SIGKILL)
-        put(place, file, path)
+        put(place, file, path, progress)
 
     monkeypatch.setattr(there, "put", cut)
     with pytest.raises(PlaceLost, match=r"connection was lost.*; nothing was switched there"):
@@ -234,14 +236,14 @@ def test_a_disk_that_fills_meanwhile(bundles, there_, small_disk, monkeypatch):
     deploy(bundles[0], there_)
     put, count = there.put, [0]
 
-    def fill(place, file, path):
+    def fill(place, file, path, progress):
         count[0] += 1
         if count[0] == 2:
             with pytest.raises(OSError), (small_disk / "filler").open("wb") as f:
                 while True:
                     f.write(b"x" * 4096)
                     f.flush()
-        put(place, file, path)
+        put(place, file, path, progress)
 
     monkeypatch.setattr(there, "put", fill)
     with pytest.raises(LeptonError, match=r"cannot be written there: No space left.* are free") as told:
@@ -278,7 +280,7 @@ def needy(tmp_path):
     return bundle
 
 
-def test_the_runtime_is_carried_along_as_wheels(needy, there_, tmp_path):
+def test_the_runtime_is_carried_along_as_wheels(needy, bundles, there_, tmp_path):
     wheel(tmp_path / "wheels", "py3-none-any")
     wheel(tmp_path / "wheels", "py3-none-any", version="2.0")
     with pytest.raises(LeptonError, match="there is no wheel of numpy here"):
@@ -289,7 +291,11 @@ def test_the_runtime_is_carried_along_as_wheels(needy, there_, tmp_path):
     site = app(there_) / "runtimes" / done["runtime"]["key"]
     assert sorted(p.name for p in site.iterdir()) == [".complete", "site"]
     assert label(there_) == "label of needy"
-    assert deploy(needy, there_, wheels=tmp_path / "wheels")["runtime"]["key"] == done["runtime"]["key"]
+    again = deploy(needy, there_)["runtime"]
+    assert again["key"] == done["runtime"]["key"] and again["how"] == "kept from an earlier version"
+    deploy(bundles[0], there_)
+    api.rollback(there_["device_name"], "net", root=there_["root"])
+    assert label(there_) == "label of needy" and site.exists(), "an earlier version still needs it"
 
 
 def test_wheels_for_another_machine(needy, bundles, there_, tmp_path):
@@ -299,6 +305,19 @@ def test_wheels_for_another_machine(needy, bundles, there_, tmp_path):
         deploy(needy, there_, wheels=tmp_path / "wheels")
     assert "x86_64" in told.value.hint or "aarch64" in told.value.hint
     assert label(there_) == "label of 1" and list((app(there_) / "runtimes").iterdir()) == []
+
+
+def test_a_board_without_venv(needy, there_, monkeypatch):
+    call = there.call
+
+    def without(place, function, *rest, **args):
+        told = call(place, function, *rest, **args)
+        return {**told, "venv": False} if function == "facts" else told
+
+    monkeypatch.setattr(there, "call", without)
+    with pytest.raises(LeptonError, match=r"tiny-sums==1\.0, numpy is not there, and cannot be installed") as told:
+        deploy(needy, there_)
+    assert "--wheels" in told.value.hint
 
 
 @pytest.mark.slow
@@ -355,3 +374,18 @@ def test_a_power_cut_at_the_switch(bundles, there_):
         == (deploying.listing(there_["root"])[0]["versions"][-1])
     )
     assert label(there_) == "label of 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bundle"], "no device was named"),
+        (["--device", "pi"], "give a bundle, or --rollback, or --list"),
+        (["bundle", "--list", "--device", "pi"], "give a bundle, or --rollback, or --list"),
+        (["--rollback", "--device", "pi"], "which application should go back"),
+        (["--list", "--device", "raspberypi5"], "unknown device"),
+    ],
+)
+def test_calls_that_are_off(arguments, message):
+    result = CliRunner().invoke(cli, ["deploy", *arguments])
+    assert result.exit_code == 2 and message in result.stderr

@@ -130,11 +130,18 @@ def verify(place: str, sha256: str) -> dict:
     return {"problem": ""}
 
 
-def runtime_folder(folder: str, key: str) -> dict:
-    """{"path", "ready"}: the folder of a runtime, whether it is complete."""
-    path = os.path.join(folder, "runtimes", key)
+def runtime_kept(folder: str, key: str) -> str:
+    """The name of a complete runtime that an earlier version brought for the same requirements, else ""."""
+    found = [name for name in os.listdir(os.path.join(folder, "runtimes")) if name.partition("-")[0] == key]
+    return sorted(found)[-1] if found else ""
+
+
+def runtime_folder(folder: str, name: str) -> dict:
+    """{"path", "ready", "site"}: the folder of a runtime, whether it is complete, and unpacked from wheels."""
+    path = os.path.join(folder, "runtimes", name)
     os.makedirs(path, exist_ok=True)
-    return {"path": path, "ready": os.path.exists(os.path.join(path, COMPLETE))}
+    ready, site = (os.path.exists(os.path.join(path, part)) for part in (COMPLETE, "site"))
+    return {"path": path, "ready": ready, "site": site}
 
 
 def runtime_complete(path: str) -> None:
