@@ -81,7 +81,7 @@ def deploy(host: Host, bundle: Path, device: Path, more: list[str]) -> dict:
     options = [f"--{key}={value}" for key, value in host.options.items()]
     command = [sys.executable, "-m", "lepton_edge", "deploy", str(bundle), "--device", str(device), "--json"]
     start = time.monotonic()
-    done = subprocess.run([*command, *options, *more], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([*command, *more, *options], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     row = {"host": host.address, "ok": done.returncode == 0, "seconds": round(time.monotonic() - start, 1)}
     try:
         told = json.loads(done.stdout)
@@ -118,6 +118,8 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also boards that have this bundle already")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--service", action="store_true", help="also a systemd service, see 'lepton-edge deploy'")
+    for key in DEPLOY:
+        parser.add_argument(f"--{key}", help=f"{key}= of the boards that say nothing else")
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error("--jobs counts from 1")
@@ -136,6 +138,7 @@ def main() -> int:
     rows = {h: {**state[h], "host": h, "skipped": True, "ok": True, "seconds": 0.0} for h in done}
     left = [h for h in hosts if h.address not in done]
     more = ["--service"] if options.service else []
+    more += [f"--{key}={value}" for key in DEPLOY if (value := getattr(options, key))]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         jobs = [(host, options.bundle, Path(folder) / f"board{k}.toml", more) for k, host in enumerate(left)]
         pending = [pool.submit(deploy, *job) for job in jobs]

@@ -107,7 +107,8 @@ def deploy(
     with _opened(device, progress) as place, _claimed(place, root, app) as claim:
         home = claim["folder"]
         needs = deploy_runtime.needs(place, home, bundle.folder, wheels)
-        begun = there.call(place, "begin", folder=home, version=bundle.version, files=bundle.files(), more=needs.size)
+        begun = there.call(place, "begin", folder=home, sha256=bundle.sha256, version=bundle.version,
+                           files=bundle.files(), more=needs.size)  # fmt: skip
         target, sent = begun["place"], 0
         progress.stage(f"sending the bundle to {place.title}")
         for file in begun["missing"]:
@@ -165,13 +166,10 @@ def self_test(place: Remote, folder: str, runtime: dict | None, progress: Silent
         there.call(place, "launcher", place=folder, python=runtime["python"], site=runtime["site"])
     argv = [f"{folder}/.deployed/python", f"{folder}/predict.py", "--self-test", "--json"]
     done = place.run(argv, timeout=SELF_TEST_S)
-    lines = done["out"].strip().splitlines()
     try:
-        results = json.loads(lines[-1])["results"]
+        results = json.loads(done["out"].strip().splitlines()[-1])["results"]
     except (IndexError, ValueError, KeyError, TypeError):
-        raise LeptonError(
-            f"{place.title}: the self-test could not run there: {there.last_line(done, SELF_TEST_S)}", _hint(done)
-        ) from None
+        results = []
     for result in results:
         if not result["ok"]:
             off = "it has another shape" if result["difference"] is None else f"it is off by {_digits(result)}"
@@ -179,6 +177,9 @@ def self_test(place: Remote, folder: str, runtime: dict | None, progress: Silent
                 f"{place.title}: the model answers differently there: output '{result['what']}', {off}",
                 "is it the runtime that the bundle was made with? 'bench --device' and 'compare' show more",
             )
+    if done["code"] != 0 or not results:
+        why = there.last_line(done, SELF_TEST_S)
+        raise LeptonError(f"{place.title}: the self-test could not run there: {why}", _hint(done))
     return results
 
 
@@ -206,7 +207,7 @@ def _claimed(place: Remote, root: str, app: str, create: bool = True) -> Iterato
         yield claim
     except PlaceLost as e:  # the lock ends with the agent; what is left there goes with the next deployment
         raise PlaceLost(e.message + ("" if "--list" in e.hint else "; nothing was switched there"), e.hint) from e
-    except BaseException:
+    except Exception:  # not an interrupt: that need not wait for what still runs there
         with suppress(LeptonError):  # the first error is the one to tell
             there.call(place, "release", folder=claim["folder"])
         raise

@@ -67,8 +67,14 @@ def needs(place: Remote, home: str, bundle: Path, wheels: Path | None) -> Needs:
     if not any(wheels.glob("*.whl")):
         from lepton_edge import wheelhouse
 
-        python, libc = ".".join(str(n) for n in facts["version"]), facts["libc"][1] or wheelhouse.GLIBC
-        wheelhouse.wheels(requires, facts["machine"], python, wheels, glibc=libc)
+        libc, version = facts["libc"]
+        if libc != "glibc":
+            raise LeptonError(
+                f"{place.title}: wheels can be fetched for glibc only, and it has {libc or 'another C library'}",
+                "give a folder with wheels for musllinux",
+            )
+        python = ".".join(str(n) for n in facts["version"])
+        wheelhouse.wheels(requires, facts["machine"], python, wheels, glibc=version)
     chosen = pick(wheels, facts, wanted, place.title)
     return Needs(facts, requires, f"{key}-{_key([w.name for w in chosen])}", tuple(chosen))
 

@@ -6,60 +6,23 @@ index holds the platforms; ``skopeo``, ``podman load`` and registries take the a
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import json
 import shutil
-import tarfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lepton_edge import oci_base, wheelhouse
 from lepton_edge.deploy import Bundle
 from lepton_edge.deploy_runtime import requirements
 from lepton_edge.errors import UsageError, did_you_mean
-from lepton_edge.oci_base import ARCHS, Base, Layer
+from lepton_edge.oci_base import ARCHS, Base
+from lepton_edge.oci_parts import KIND, Blobs, Entry, Layer, write_tar
 from lepton_edge.ondevice.wheels import unpack
 from lepton_edge.progress import Silent
 from lepton_edge.store import aside
 
-KIND = "application/vnd.oci.image."
 HOME = "opt/lepton-edge"
-Entry = tuple[str, bytes | Path]  # a path in an archive, and the contents or the file that has them
-
-
-@dataclass(frozen=True)
-class Blobs:
-    """The folder of an image's parts, each named by its SHA-256."""
-
-    folder: Path
-
-    def add(self, data: bytes, media: str) -> dict[str, Any]:
-        """Keep ``data``; its descriptor."""
-        digest = hashlib.sha256(data).hexdigest()
-        (self.folder / digest).write_bytes(data)
-        return {"mediaType": media, "digest": f"sha256:{digest}", "size": len(data)}
-
-    def add_json(self, data: Any, kind: str) -> dict[str, Any]:
-        """Keep a JSON document; its descriptor."""
-        return self.add(json.dumps(data, sort_keys=True).encode(), f"{KIND}{kind}+json")
-
-    def layer(self, tar: IO[bytes], what: str) -> Layer:
-        """Keep a layer, compressed, from its uncompressed tar."""
-        part, plain = self.folder / ".part", hashlib.sha256()
-        with part.open("wb") as out, gzip.GzipFile("", "wb", 6, out, mtime=0) as packed:
-            while block := tar.read(1 << 20):
-                plain.update(block)
-                packed.write(block)
-        with part.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        size = part.stat().st_size
-        part.replace(self.folder / digest)
-        told = {"mediaType": f"{KIND}layer.v1.tar+gzip", "digest": f"sha256:{digest}", "size": size}
-        return Layer(told, f"sha256:{plain.hexdigest()}", what)
 
 
 def write_image(
@@ -78,7 +41,7 @@ def write_image(
     with aside(file.absolute().parent) as scratch:
         blobs = Blobs(scratch / "blobs")
         blobs.folder.mkdir()
-        found = oci_base.read(bases, archs, blobs, scratch, progress)
+        found = oci_base.read(bases, archs, blobs, progress)
         rows, manifests = [], []
         for arch in archs:
             base = found[arch]
@@ -105,30 +68,13 @@ def write_image(
     return {"file": str(file), "size_bytes": file.stat().st_size, "digest": index["digest"], "images": rows}
 
 
-def write_tar(out: IO[bytes], entries: Iterable[Entry]) -> None:
-    """A tar of files, the same bytes for the same contents: sorted, with their folders, of nobody and no time."""
-    ordered = dict(sorted(entries))
-    folders = {str(parent): None for name in ordered for parent in Path(name).parents if str(parent) != "."}
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in sorted([*folders, *ordered]):
-            info, entry = tarfile.TarInfo(name), ordered.get(name)
-            if entry is None:
-                info.type, info.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
-                tar.addfile(info)
-            elif isinstance(entry, bytes):
-                info.size = len(entry)
-                tar.addfile(info, io.BytesIO(entry))
-            else:
-                info.size = entry.stat().st_size
-                with entry.open("rb") as stream:
-                    tar.addfile(info, stream)
-
-
 def _own_layers(bundle: Bundle, base: Base, blobs: Blobs, scratch: Path) -> list[Layer]:
     """The runtime, and the bundle."""
     site = scratch / "site"
     machine = ARCHS[base.platform["architecture"]].machine
-    for wheel in wheelhouse.wheels(requirements(bundle.folder), machine, base.version, scratch / "wheels"):
+    for wheel in wheelhouse.wheels(
+        requirements(bundle.folder), machine, base.version, scratch / "wheels", glibc=base.glibc
+    ):
         unpack(str(wheel), str(site))
     runtime: list[Entry] = [("tmp/.keep", b"")]  # some root file systems lack /tmp
     runtime += [(f"{HOME}/site/{f.relative_to(site).as_posix()}", f) for f in site.rglob("*") if f.is_file()]

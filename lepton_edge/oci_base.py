@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
-from lepton_edge import store
+from lepton_edge import store, wheelhouse
 from lepton_edge.errors import LeptonError, UsageError
+from lepton_edge.oci_parts import Blobs, Layer
 from lepton_edge.progress import Silent
 
 
@@ -36,16 +37,7 @@ class Arch:
 ARCHS = {"amd64": Arch("x86_64", 62), "arm64": Arch("aarch64", 183)}
 SUITE, PACKAGES = "bookworm", ("python3", "libstdc++6", "libgomp1", "zlib1g")
 PYTHON = re.compile(r"(?:\./)?(usr/(?:local/)?bin/python(3\.\d+))")
-GLIBC = re.compile(r"ld-linux[^/]*\.so\.\d$")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer: its descriptor, the digest of its uncompressed tar, and what it holds."""
-
-    descriptor: dict[str, Any]
-    diff_id: str
-    what: str
+LOADER, LIBC = re.compile(r"ld-linux[^/]*\.so\.\d$"), re.compile(r"/libc-(2\.\d+)\.so$")
 
 
 @dataclass(frozen=True)
@@ -56,23 +48,11 @@ class Base:
     layers: list[Layer]
     python: str  # the absolute path of its interpreter
     version: str  # "3.11"
+    glibc: str  # "2.36"
     config: dict[str, Any] = field(default_factory=dict)
 
 
-class Keeper(Protocol):
-    """What keeps parts of an image: see ``oci.Blobs``."""
-
-    @property
-    def folder(self) -> Path:
-        """Where they lie, named by their SHA-256."""
-
-    def layer(self, tar: IO[bytes], what: str) -> Layer:
-        """Keep a layer."""
-
-
-def read(
-    files: Sequence[Path], archs: Sequence[str], blobs: Keeper, scratch: Path, progress: Silent
-) -> dict[str, Base]:
+def read(files: Sequence[Path], archs: Sequence[str], blobs: Blobs, progress: Silent) -> dict[str, Base]:
     """A base for every one of ``archs``, from the ``files`` or made of Debian's packages. Raises LeptonError."""
     found: dict[str, Base] = {}
     for file in files:
@@ -113,7 +93,7 @@ def _debian(arch: str) -> Path:
     return store.made_once(store.root() / "rootfs" / f"{SUITE}-{arch}-{today}", make) / "rootfs.tar"
 
 
-def _rootfs(file: Path, blobs: Keeper, what: str) -> Base:
+def _rootfs(file: Path, blobs: Blobs, what: str) -> Base:
     """A root file system in a tar as one layer. Raises LeptonError for one without Python or glibc."""
     machine = 0
     with _tar(file) as tar:
@@ -122,14 +102,14 @@ def _rootfs(file: Path, blobs: Keeper, what: str) -> Base:
             names.append(member.name)
             if PYTHON.fullmatch(member.name) and member.isfile() and (stream := tar.extractfile(member)):
                 machine = int.from_bytes(stream.read(20)[18:20], "little")
-    python, version = _python(names, file)
+    python, version, glibc = _contents(names, file)
     arch = next((name for name, known in ARCHS.items() if known.elf == machine), None)
     if arch is None:
         raise LeptonError(f"{file}: its {python} is for none of {', '.join(ARCHS)}", "choose another base")
     with tempfile.TemporaryFile(dir=blobs.folder) as plain:
         _unpacked(file, plain)
         layer = blobs.layer(plain, what)
-    return Base({"architecture": arch, "os": "linux"}, [layer], python, version)
+    return Base({"architecture": arch, "os": "linux"}, [layer], python, version, glibc)
 
 
 def _unpacked(file: Path, plain: IO[bytes]) -> None:
@@ -143,14 +123,16 @@ def _unpacked(file: Path, plain: IO[bytes]) -> None:
     plain.seek(0)
 
 
-def _python(names: Sequence[str], file: Path) -> tuple[str, str]:
+def _contents(names: Sequence[str], file: Path) -> tuple[str, str, str]:
+    """The path and version of the newest Python among the ``names`` of files, and the version of glibc."""
     found = [match for name in names if (match := PYTHON.fullmatch(name))]
     if not found:
         raise LeptonError(f"{file}: there is no /usr/bin/python3.N in it", "choose a base with Python")
-    if not any(GLIBC.search(name) for name in names):
+    if not any(LOADER.search(name) for name in names):
         raise LeptonError(f"{file}: it has no glibc, which the runtimes' wheels need", "choose a Debian, or its like")
     best = max(found, key=lambda match: ("local" in match[1], int(match[2].partition(".")[2])))
-    return f"/{best[1]}", best[2]
+    told = (match[1] for name in names if (match := LIBC.search(name)))  # up to 2.33 the file's name has it
+    return f"/{best[1]}", best[2], next(told, wheelhouse.GLIBC)
 
 
 @contextmanager
@@ -181,11 +163,12 @@ def _layout(file: Path) -> Iterator[Callable[[str], IO[bytes]] | None]:
 
 def _extracted(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     stream = tar.extractfile(name)
-    assert stream is not None
+    if stream is None:
+        raise ValueError(f"{name} is not a file")
     return stream
 
 
-def _platforms(layout: Callable[[str], IO[bytes]], file: Path, archs: Sequence[str], blobs: Keeper) -> list[Base]:
+def _platforms(layout: Callable[[str], IO[bytes]], file: Path, archs: Sequence[str], blobs: Blobs) -> list[Base]:
     """The images of a layout that are for ``archs``, their layers copied. Raises LeptonError for a damaged one."""
 
     def load(descriptor: dict) -> dict:
@@ -217,9 +200,8 @@ def _platforms(layout: Callable[[str], IO[bytes]], file: Path, archs: Sequence[s
                 with _tar(blob) as tar:
                     names += tar.getnames()
                 layers.append(Layer(told, diff_id, file.name))
-            python, version = _python(names, file)
             platform = {k: config[k] for k in ("architecture", "os", "variant") if k in config}
-            found.append(Base(platform, layers, python, version, config))
+            found.append(Base(platform, layers, *_contents(names, file), config))
     except (KeyError, ValueError, TypeError, FileNotFoundError) as e:
         raise LeptonError(f"{file}: the OCI layout is damaged ({type(e).__name__}: {e})", "copy it again") from e
     return found

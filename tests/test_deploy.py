@@ -359,6 +359,10 @@ def test_a_folder_of_something_else_is_left_alone(bundles, there_):
     with pytest.raises(LeptonError, match="holds something else"):
         deploy(bundles[0], there_)
     assert [p.name for p in app(there_).iterdir()] == ["thesis.txt"]
+    (app(there_).parent / "x" / "versions" / "abc" / ".deployed").mkdir(parents=True)
+    (app(there_).parent / "x" / "versions" / "abc" / ".deployed" / "facts.json").write_text('{"sha256": "abcd"}')
+    told = deploying.begin(str(app(there_).parent / "x"), "abc", "abce", {}, 0)
+    assert "another bundle is called abc" in told["problem"], "the same twelve digits, and not the same bundle"
     with pytest.raises(LeptonError, match="no application 'other'"):
         api.rollback(there_["device_name"], "other", root=there_["root"])
 

@@ -40,8 +40,8 @@ def wheels(monkeypatch):
     """No network: for every platform a wheel of one module; returns what was asked for."""
     asked = []
 
-    def fetch(requires, machine, python, folder):
-        asked.append((machine, python))
+    def fetch(requires, machine, python, folder, glibc):
+        asked.append((machine, python, glibc))
         folder.mkdir(parents=True)
         with zipfile.ZipFile(folder / "numpy-1-py3-none-any.whl", "w") as archive:
             archive.writestr("numpy.py", f"# for {machine}\n")
@@ -81,7 +81,7 @@ def images(archive: Path) -> dict[str, tuple[dict, list[tarfile.TarFile]]]:
 def test_an_image_for_two_platforms(tmp_path, wheels):
     folder, bases = apps.make(tmp_path), [rootfs(tmp_path, arch) for arch in ARCHS]
     made = api.bundle(folder, image=tmp_path / "a.tar", bases=bases)
-    assert wheels == [("x86_64", "3.11"), ("aarch64", "3.11")]
+    assert wheels == [("x86_64", "3.11", "2.36"), ("aarch64", "3.11", "2.36")]
     assert [row["arch"] for row in made["image"]["images"]] == ["amd64", "arm64"]
     bundle = read_bundle(folder)
     for arch, (config, layers) in images(tmp_path / "a.tar").items():

@@ -45,11 +45,18 @@ def facts(names: list) -> dict:
     return {
         "python": sys.executable,
         "version": list(sys.version_info[:2]),
-        "machine": platform.machine(),
+        "machine": _machine(),
         "libc": list(platform.libc_ver()),
         "installed": versions,
         "venv": all(importlib.util.find_spec(n) is not None for n in ("venv", "ensurepip")),
     }
+
+
+def _machine() -> str:
+    """The machine that the interpreter was built for: the kernel may be of 64 bits, and all the rest of 32."""
+    name = platform.machine()
+    narrow = {"aarch64": "armv7l", "x86_64": "i686"}
+    return narrow.get(name, name) if sys.maxsize < 2**32 else name
 
 
 def app_folder(root: str, name: str) -> str:
@@ -95,12 +102,14 @@ def release(folder: str) -> None:
     os.close(_held.pop(folder))
 
 
-def begin(folder: str, version: str, files: dict, more: int) -> dict:
+def begin(folder: str, version: str, sha256: str, files: dict, more: int) -> dict:
     """A place for a version, {"place", "missing": names}: of one that is there already, what is damaged.
 
     ``files`` are {"sha256", "size_bytes"} by name, ``more`` the bytes that its runtime will take.
     """
     place = os.path.join(folder, "versions", version)
+    if _facts(place).get("sha256", sha256) != sha256:
+        return {"problem": f"another bundle is called {version} there", "hint": "make the bundle again"}
     if not os.path.isdir(place):
         place = os.path.join(folder, "versions", PART + version)
         os.makedirs(place)
