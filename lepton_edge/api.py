@@ -36,11 +36,13 @@ from lepton_edge.analysis.advice import sentences
 from lepton_edge.analysis.measure import OBSERVED
 from lepton_edge.artifact import check_place, copy_artifact, detect, open_artifact, suffix
 from lepton_edge.conversion import Conversion, step_options
+from lepton_edge.deploy import deploy, deployments, rollback  # noqa: F401 - commands of their own
 from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 from lepton_edge.inspect_model import inspector_files
 from lepton_edge.progress import Silent
 from lepton_edge.quant import schemes
+from lepton_edge.rebundle import bundle  # noqa: F401 - a command of its own
 from lepton_edge.recipe import Recipe
 from lepton_edge.report import render
 

@@ -295,6 +295,7 @@ def _readme(manifest: Mapping[str, Any]) -> str:
     steps = {k: v for k, v in manifest["preprocess"].items() if v not in (None, 1.0, [0.0], [1.0])}
     done = ", ".join(f"{k} {_short(v)}" for k, v in steps.items()) if manifest["prepared"] else "none"
     version = f" {runtime['version']}" if runtime["version"] else ""
+    camera = "\npython predict.py --camera 0" if takes else ""
     return f"""# {manifest["model"]["file"]}
 
 Format {manifest["model"]["format"]}, for {runtime["package"] or runtime["name"]}{version}; bundled by \
@@ -304,6 +305,7 @@ Format {manifest["model"]["format"]}, for {runtime["package"] or runtime["name"]
 python -m pip install -r requirements.txt
 python predict.py --self-test
 python predict.py {sample} --top 5
+python predict.py --stream < file_names.txt    # a JSON line each{camera}
 ```
 
 In a program, with this folder on the path:

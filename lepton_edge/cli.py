@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lepton_edge import __version__, clikit
+from lepton_edge import __version__, cli_ship, clikit
 from lepton_edge.clikit import (
     ANALYZE,
     BENCH,
@@ -48,6 +48,7 @@ devices_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(devices_app, name="devices")
+app.add_typer(cli_ship.app)
 
 ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2, .pt or .tflite.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write the model.")]
@@ -499,3 +500,24 @@ def devices_show(
 
     found = get_device(name).to_dict()
     emit(found, opts, lambda: show.device(found))
+
+
+@command(devices_app, name="wheels")
+def devices_wheels(
+    name: Annotated[str, typer.Argument(help="A name from 'devices list', or a TOML file.")],
+    runtime: Annotated[str, typer.Option("--runtime", metavar="NAME", help="The runtime to take along.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to put the wheels.")],
+    python: Annotated[str, typer.Option("--python", metavar="X.Y", help="The device's Python.")] = "3.11",
+    glibc: Annotated[str, typer.Option("--glibc", metavar="X.Y", help="The device's C library.")] = "2.36",
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Fetch the wheels of a runtime for a device that has no network.
+
+    Example: `lepton-edge devices wheels raspberrypi5 --runtime litert -o wheels`
+    """
+    from lepton_edge import registry, wheelhouse
+    from lepton_edge.device import get_device
+
+    made = wheelhouse.for_device(get_device(name), registry.runtime(runtime), out, python=python, glibc=glibc)
+    emit([str(path) for path in made], opts, lambda: typer.echo("\n".join(map(str, made))))

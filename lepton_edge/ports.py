@@ -32,6 +32,11 @@ def identity(specs: Iterable[dict]) -> Ports:
     return tuple(Port(s["name"], s["name"]) for s in specs)
 
 
+def from_json(entries: Iterable[dict]) -> Ports:
+    """What ``Port.to_json`` told."""
+    return tuple(Port(e["name"], e["source"], tuple(e["perm"]) if e["perm"] else None) for e in entries)
+
+
 def after(ports: Ports, entries: Sequence[dict] | None) -> Ports:
     """The ports behind a step that reported ``entries`` ({"name", "source", "perm"}); None: it kept them."""
     if entries is None:

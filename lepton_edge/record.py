@@ -24,6 +24,7 @@ from lepton_edge.run_feeds import Feeds
 from lepton_edge.stages import Answers, Model, Road, Source
 
 SCHEMA = "lepton-edge.run/1"
+GOLDEN = 4  # samples that bundles carry
 
 
 def host() -> dict:
@@ -144,37 +145,60 @@ def save_json(path: Path, data: Any) -> None:
 def write_bundle_of_picked(
     road: Road, folder: Path, run: dict, source: Source, feeds: Feeds, made: Sequence[Candidate]
 ) -> Path | None:
-    """The deployable folder of the picked candidate; None when none was picked."""
+    """The deployable folder of the picked candidate; None when none was picked.
+
+    What a bundle of another candidate takes is kept too: in run.json, and a few samples in samples.npz.
+    """
+    import numpy as np
+
+    inputs = {n: np.asarray(feeds.evaluation.open()[n][:GOLDEN]) for n in feeds.evaluation.inputs}
+    np.savez_compressed(folder / "samples.npz", **inputs)  # type: ignore[arg-type]
+    run["bundling"] = {
+        "inputs": [_as_fed(spec, feeds.evaluation.whole) for spec in source.inputs],
+        "labels": list(feeds.evaluation.classes),
+    }
+    for row, c in zip(run["candidates"], made, strict=True):
+        row["ports"] = _used_ports(c) if c.model is not None and c.answers is not None else None
+        row["verbs"] = list(c.verbs)
     chosen = next((c for c in made if c.name == run["picked"]), None)
     if chosen is None or chosen.model is None or chosen.answers is None:
         return None
-    from lepton_edge.bundle import write_bundle
-
     row = next(r for r in run["candidates"] if r["name"] == chosen.name)
-    runtime = registry.runtime_for(chosen.format)
+    outputs = {p.source: np.asarray(chosen.answers.outputs[p.name][:GOLDEN]) for p in chosen.answers.wiring}
+    golden = road.folder("golden") / "outputs.npz"
+    np.savez(golden, **outputs)  # type: ignore[arg-type]
+    info, samples = chosen.answers.info, folder / "samples.npz"
+    return write_bundle_of(folder / "bundle", run, row, chosen.model.art.path, info, (samples, golden))
+
+
+def write_bundle_of(folder: Path, run: dict, row: dict, artifact: Path, info: dict, golden: tuple[Path, Path]) -> Path:
+    """The deployable folder of a candidate, from what run.json says of it; ``golden`` are its samples and answers."""
+    from lepton_edge.bundle import write_bundle
+    from lepton_edge.preprocess import from_dict
+
     kept = ("accuracy", "drop_points", "parity", "steps", "scheme", "ratio")
     figures = {k: row[k] for k in kept}
     if row["latency"]:
         figures["latency"] = {k: v for k, v in row["latency"].items() if k != "samples_ns"}
     return write_bundle(
-        folder / "bundle",
-        artifact_path=chosen.model.art.path,
-        runtime_file=runtime.file,
-        ports=_used_ports(chosen),
-        input_specs=[_as_fed(spec, feeds.evaluation.whole) for spec in source.inputs],
-        preprocess=feeds.preprocess,
+        folder,
+        artifact_path=artifact,
+        runtime_file=registry.runtime_for(row["format"]).file,
+        ports=row["ports"],
+        input_specs=run["bundling"]["inputs"],
+        preprocess=from_dict(run["preprocessing"]),
         manifest_extra={
             "source_model": run["model"],
             "measured": figures,
             "host": run["host"],
             "data": run["data"],
             "created": run["created"],
-            "runtime": chosen.answers.info,
+            "runtime": info,
             # Of the largest output: int8 kernels of another CPU may round a value to the next step.
-            "tolerance": 0.02 if "quantize" in chosen.verbs else 1e-3,
+            "tolerance": 0.02 if "quantize" in row["verbs"] else 1e-3,
         },
-        golden=_golden(chosen, feeds, road),
-        labels=list(feeds.evaluation.classes) or None,
+        golden=golden,
+        labels=run["bundling"]["labels"] or None,
     )
 
 
@@ -189,20 +213,6 @@ def _used_ports(c: Candidate) -> dict:
     assert c.model is not None and c.answers is not None
     inputs = resolve(c.model.inputs, c.answers.specs[0], c.name)
     return {"inputs": [p.to_json() for p in inputs], "outputs": [p.to_json() for p in c.answers.wiring]}
-
-
-def _golden(c: Candidate, feeds: Feeds, road: Road, count: int = 4) -> tuple[Path, Path]:
-    """A few preprocessed samples under the source model's names, and what the shipped file answered to them here."""
-    import numpy as np
-
-    assert c.answers is not None
-    place = road.folder("golden")
-    feed = feeds.evaluation
-    inputs = {n: np.asarray(feed.open()[n][:count]) for n in feed.inputs}
-    outputs = {p.source: np.asarray(c.answers.outputs[p.name][:count]) for p in c.answers.wiring}
-    np.savez(place / "inputs.npz", **inputs)
-    np.savez(place / "outputs.npz", **outputs)
-    return place / "inputs.npz", place / "outputs.npz"
 
 
 def artifact_record(

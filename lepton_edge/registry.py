@@ -176,6 +176,16 @@ def targets() -> list[Runtime]:
     return [runtime.on(device) for runtime in runtimes() for device in runtime.devices]
 
 
+def runtime(name: str) -> Runtime:
+    """The runtime of that name (NAME or NAME:DEVICE), installed or not. Raises UsageError for an unknown one."""
+    known = {r.name: r for r in runtimes()}
+    base, colon, device = name.partition(":")
+    if base not in known:
+        names = [r.name for r in targets()] if colon else list(known)
+        raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, names))
+    return known[base].on(device) if colon else known[base]
+
+
 def runtime_for(format_: str, name: str | None = None) -> Runtime:
     """The runtime to use for a format: the one named (NAME or NAME:DEVICE), else the installed one of the lowest cost.
 
@@ -184,12 +194,7 @@ def runtime_for(format_: str, name: str | None = None) -> Runtime:
     """
     known = runtimes()
     if name is not None:
-        base, colon, device = name.partition(":")
-        chosen = next((r for r in known if r.name == base), None)
-        if chosen is None:
-            names = [r.name for r in (targets() if colon else known)]
-            raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, names))
-        chosen = chosen.on(device) if colon else chosen
+        chosen = runtime(name)
         if format_ not in chosen.formats:
             raise UsageError(f"runtime '{name}' does not run {format_} models", f"it runs: {', '.join(chosen.formats)}")
         fit = [chosen]

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -125,6 +125,21 @@ def aside(near: Path) -> Iterator[Path]:
             with suppress(OSError):  # not empty: then it is of use
                 for folder in missing:
                     folder.rmdir()
+
+
+def made_once(place: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that ``make`` fills when it is not there yet: aside, published in one rename, the first writer wins."""
+    if not place.is_dir():
+        with aside(place.parent) as scratch:
+            new = scratch / place.name
+            new.mkdir()
+            make(new)
+            try:
+                new.rename(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
+    return place
 
 
 def _here() -> str:

@@ -238,6 +238,61 @@ def test_a_missing_runtime_says_what_to_install(parts, tmp_path):
     assert done.returncode == 1 and "pip install -r requirements.txt (no-such-runtime>=3)" in done.stderr
 
 
+def test_bytes_on_standard_input_and_streams_of_names(bundle, tmp_path):
+    from PIL import Image
+
+    raw = pictures(1, 31, 20)
+    Image.fromarray(raw[0]).save(tmp_path / "photo.png")
+    np.savez(tmp_path / "x.npz", x=raw)
+    command = [sys.executable, "-I", str(bundle / "predict.py")]
+    for file in ("photo.png", "x.npz"):
+        data = (tmp_path / file).read_bytes()
+        done = subprocess.run([*command, "--stdin", "--json"], input=data, capture_output=True, timeout=60)
+        told = json.loads(done.stdout)
+        assert told["file"] == "stdin" and np.array_equal(np.float32(told["outputs"]["scores"]), scores(raw))
+    names = f"{tmp_path / 'photo.png'}\n\n{tmp_path / 'absent.png'}\n{tmp_path / 'x.npz'}\n"
+    done = subprocess.run([*command, "--stream", "--top", "1"], input=names, capture_output=True, text=True, timeout=60)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and [len(line.get("top", [])) for line in lines] == [1, 0, 1]
+    assert "no such file" in lines[1]["error"] and lines[0]["outputs"] == lines[2]["outputs"]
+    done = subprocess.run([*command, "--stdin"], input=b"junk", capture_output=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+
+def test_a_frame_of_a_camera(bundle, tmp_path, monkeypatch):
+    """From whatever is there: OpenCV, else one of the tools, which are made up here."""
+    from PIL import Image
+
+    raw, tools = pictures(1, 31, 20), tmp_path / "tools"
+    Image.fromarray(raw[0]).save(tmp_path / "frame.png")
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+
+    def tool(name, text):
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+
+    done = run(bundle, "--camera", "0")
+    assert done.returncode == 1 and "camera 0: no OpenCV, rpicam-still, fswebcam or ffmpeg here" in done.stderr
+    tool("rpicam-still", "echo no sensor >&2; exit 1")
+    tool("fswebcam", f'echo "$@" > {tmp_path}/asked; while IFS= read -r x; do :; done; /bin/cat {tmp_path}/frame.png')
+    for camera in ("0", "/dev/video0"):
+        told = json.loads(run(bundle, "--camera", camera, "--json").stdout)
+        assert told["file"] == f"camera {camera}"
+        assert np.array_equal(np.float32(told["outputs"]["scores"]), scores(raw))
+        assert "-d /dev/video0 -" in (tmp_path / "asked").read_text()
+    (tools / "fswebcam").unlink()
+    assert "camera 0: rpicam-still: no sensor" in run(bundle, "--camera", "0").stderr
+    np.save(tmp_path / "bgr.npy", raw[0][:, :, ::-1])
+    (tmp_path / "cv2.py").write_text(
+        "import numpy, pathlib\nclass VideoCapture:\n    def __init__(self, which):\n        assert which == 0\n"
+        "    def read(self):\n        return True, numpy.load(pathlib.Path(__file__).with_name('bgr.npy'))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    told = json.loads(run(bundle, "--camera", "0", "--json", isolated=False).stdout)
+    assert np.array_equal(np.float32(told["outputs"]["scores"]), scores(raw))
+
+
 def test_pillow_is_not_needed_for_plain_png(bundle, tmp_path):
     from PIL import Image
 

@@ -33,6 +33,8 @@ COMMANDS = [
         "inspect",
         "analyze",
         "report",
+        "bundle",
+        "deploy",
         "list",
         "doctor",
     ),

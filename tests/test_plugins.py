@@ -1,6 +1,8 @@
 """Adding a format, a runtime, a device or a pass takes one file: each is dropped in and used."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,6 +94,40 @@ def test_a_dropped_in_pass_and_runtime_go_the_whole_road(fakes, tmp_path):
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"run.json", "report.html", "bundle", "artifacts"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["picked"] == "fake2-int8"
     assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_bundle_of_any_candidate_is_made_again(fakes, tmp_path):
+    import dataclasses
+
+    from lepton_edge.recipe import Bench, Compress
+
+    model, recipe = fakes
+    recipe = dataclasses.replace(
+        recipe, compress=Compress(to=("fake2",), max_drop=-200.0), bench=Bench(seconds=0.1, rounds=2)
+    )
+    run = tmp_path / "run"
+    assert api.compress(model, run, recipe)["picked"] is None and not (run / "bundle").exists()
+    with pytest.raises(UsageError, match="no candidate of this run was picked"):
+        api.bundle(run)
+    with pytest.raises(UsageError, match="there is no candidate 'fake2-int9'"):
+        api.bundle(run, candidate="fake2-int9")
+    for name, tolerance in (("fake2-float32", 1e-3), ("fake2-int8", 0.02)):
+        made = api.bundle(run, candidate=name)
+        folder = run / f"bundle-{name}"
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert made["bundle"] == str(folder) and manifest["golden"]["count"] == 4
+        assert manifest["golden"]["tolerance"] == tolerance and manifest["runtime"]["name"] == "fake2"
+        done = subprocess.run([sys.executable, "-I", str(folder / "predict.py"), "--self-test"], capture_output=True)
+        assert done.returncode == 0, done.stderr
+    with pytest.raises(UsageError, match="is a bundle already"):
+        api.bundle(run / "bundle-fake2-int8", tmp_path / "out")
+    victim = run / json.loads((run / "run.json").read_text())["candidates"][0]["path"]
+    victim.write_text(victim.read_text() + " ")
+    with pytest.raises(LeptonError, match="was changed since the run"):
+        api.bundle(run, candidate="fake2-float32")
+    (run / "samples.npz").unlink()
+    with pytest.raises(LeptonError, match="does not say how fake2-int8 is fed"):
+        api.bundle(run, candidate="fake2-int8")
 
 
 def test_a_model_that_answers_differently_is_never_picked(fakes, tmp_path):

@@ -39,19 +39,23 @@ class Agent:
             json.dump({"pid": os.getpid(), "started": started(os.getpid()), "boot": boot_id()}, f)
         self.requests: queue.Queue = queue.Queue()
         self.heard = time.monotonic()
+        self._leaving = threading.Lock()
         self._out = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
 
     def answer(self, message: dict, payload: str | None = None) -> None:
         """One answer; ``payload`` is the path of a file whose bytes follow it."""
-        if payload is None:
-            self._out.write(json.dumps(message).encode() + b"\n")
-        else:
-            with open(payload, "rb") as f:
-                size = os.fstat(f.fileno()).st_size
-                self._out.write(json.dumps({**message, "size": size}).encode() + b"\n")
-                shutil.copyfileobj(f, self._out, 1 << 20)
-        self._out.flush()
+        try:
+            if payload is None:
+                self._out.write(json.dumps(message).encode() + b"\n")
+            else:
+                with open(payload, "rb") as f:
+                    size = os.fstat(f.fileno()).st_size
+                    self._out.write(json.dumps({**message, "size": size}).encode() + b"\n")
+                    shutil.copyfileobj(f, self._out, 1 << 20)
+            self._out.flush()
+        except BrokenPipeError:
+            self.leave()  # not by an error: the process must not end while another thread removes the folder
 
     def read(self) -> None:
         """Take requests off the pipe (a thread of its own, so that the pipe's end is noticed while work is done)."""
@@ -103,8 +107,9 @@ class Agent:
 
     def leave(self) -> None:
         """End everything that was started here, remove the folder, and go."""
-        remove(self.folder)
-        os._exit(0)
+        with self._leaving:
+            remove(self.folder)
+            os._exit(0)
 
     def serve(self) -> None:
         """Answer requests until the host says goodbye."""

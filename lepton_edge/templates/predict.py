@@ -2,10 +2,11 @@
 """Run the model of this folder.
 
     python predict.py photo.jpg --top 5        python predict.py samples.npz --json
-    python predict.py --self-test
+    python predict.py --camera 0               python predict.py --stdin < photo.jpg
+    python predict.py --self-test              python predict.py --stream < file_names
 
-    from predict import Model
-    outputs = Model().predict(array)           # {name: array [samples, ...]}
+    from predict import Model, frame
+    outputs = Model().predict(array)           # {name: array [samples, ...]}; also a file, its bytes, frame("0")
 
 Standard library, numpy and the runtime in requirements.txt; Pillow only for JPEG and the like.
 """
@@ -16,13 +17,23 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 SCHEMA = "lepton-edge.bundle/1"
+CAMERAS = (  # each writes one PNG; sensors on a connector have numbers only
+    "rpicam-still -n -t 500 -e png --camera {number} -o -",
+    "libcamera-still -n -t 500 -e png --camera {number} -o -",
+    "fswebcam -q --no-banner --png 1 -d {device} -",
+    "ffmpeg -v error -f v4l2 -i {device} -frames:v 1 -f image2pipe -c:v png -",
+)
 
 
 class BundleError(Exception):
@@ -44,14 +55,14 @@ class Model:
             raise BundleError(
                 f"the runtime is missing ({error}): pip install -r requirements.txt ({needed})"
             ) from error
-        self.inputs = self.manifest["inputs"]
+        self.inputs, self.ports = self.manifest["inputs"], self.manifest["ports"]
         self.labels = self._labels()
 
     def predict(self, data) -> dict:
         """Outputs {name: array [samples, ...]} for raw data, preprocessed as the manifest says.
 
-        `data` is a file (image, .npy, .npz), an array (one sample or a batch of them, raw pixel values for
-        images), or a dict of arrays by input name. Raises BundleError, or ValueError from the runtime.
+        `data` is a file (image, .npy, .npz) or its bytes, a `frame`, an array (one sample or a batch of them, raw
+        pixel values for images), or a dict of arrays by input name. Raises BundleError, or ValueError from the runtime.
         """
         try:
             return self.run(self.prepare(data))
@@ -60,6 +71,11 @@ class Model:
 
     def prepare(self, data) -> dict:
         """Model-ready batches {input name: array [samples, ...]} of raw data."""
+        if isinstance(data, bytes):
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(data)
+                file.flush()
+                data = self._read(Path(file.name))
         if isinstance(data, (str, Path)):
             data = self._read(Path(data))
         if isinstance(data, _Image):
@@ -79,7 +95,7 @@ class Model:
     def run(self, batches: dict) -> dict:
         """Outputs {name: array [samples, ...]} for model-ready batches in the source model's layout."""
         rows = [
-            {port["source"]: _unbatched(_undo(answer[port["name"]], port["perm"])) for port in self._ports("outputs")}
+            {port["source"]: _unbatched(_undo(answer[port["name"]], port["perm"])) for port in self.ports["outputs"]}
             for answer in self.answers(batches)
         ]
         outputs = {}
@@ -98,7 +114,7 @@ class Model:
         whole = [spec["name"] for spec in self.inputs if spec.get("whole")]
         for i in range(counts.pop()):
             feeds = {}
-            for port in self._ports("inputs"):
+            for port in self.ports["inputs"]:
                 spec, sample = specs[port["name"]], batches[port["source"]][i : i + 1]
                 sample = sample[0, ...] if port["source"] in whole else sample
                 sample = sample if not port["perm"] else sample.transpose(port["perm"])
@@ -150,7 +166,7 @@ class Model:
             batches = {name: stored[f"in{i}"] for i, name in enumerate(golden["inputs"])}
             wanted = {name: stored[f"out{i}"] for i, name in enumerate(golden["outputs"])}
         rows = list(self.answers(batches))
-        for port in self._ports("outputs"):
+        for port in self.ports["outputs"]:
             if port["source"] in wanted:
                 found = np.stack([_unbatched(row[port["name"]]) for row in rows])
                 results.append(_compare(port["source"], found, wanted[port["source"]], golden["tolerance"]))
@@ -190,9 +206,6 @@ class Model:
             f"input '{spec['name']}' takes samples of shape {self._core.show(shape)}, not {list(array.shape)}"
         )
 
-    def _ports(self, side: str) -> list:
-        return self.manifest["ports"][side]
-
     def _labels(self) -> list:
         name = self.manifest.get("labels")
         return _inside(self.folder, name).read_text(encoding="utf-8").splitlines() if name else []
@@ -201,11 +214,31 @@ class Model:
         return self.labels[index] if index < len(self.labels) else str(index)
 
 
-class _Image:
+class _Image(NamedTuple):
     """Decoded pixels, uint8 [height, width, channels]."""
 
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels
+    pixels: np.ndarray
+
+
+def frame(camera: str):
+    """One frame of a camera (its number or device file), for `Model.predict`: from OpenCV, or a tool that is there."""
+    number, tried = camera if camera.isdigit() else "", []
+    if importlib.util.find_spec("cv2"):
+        opened = importlib.import_module("cv2").VideoCapture(int(number) if number else camera)
+        read, pixels = opened.read()
+        if read:
+            return _Image(np.ascontiguousarray(pixels[:, :, ::-1]))
+        tried.append("OpenCV gets no frame")
+    for line in CAMERAS:
+        device = f"/dev/video{number}" if number else camera
+        command = [word.format(number=number, device=device) for word in line.split()]
+        if "" in command or not shutil.which(command[0]):
+            continue
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+        if done.returncode == 0 and done.stdout:
+            return done.stdout
+        tried.append(f"{command[0]}: {done.stderr.decode(errors='replace').strip() or 'no frame'}")
+    raise BundleError(f"camera {camera}: {'; '.join(tried) or 'no OpenCV, rpicam-still, fswebcam or ffmpeg here'}")
 
 
 def _readings(array: np.ndarray, config: dict, rank: int):
@@ -311,28 +344,52 @@ def _test(model: Model, as_json: bool) -> int:
     return 0 if ok else 1
 
 
+def _told(model: Model, name: str, outputs: dict, count: int) -> dict:
+    values = {name: [np.asarray(v).tolist() for v in value] for name, value in outputs.items()}
+    return {"file": name, "top": model.top(outputs, count), "outputs": values}
+
+
+def _stream(model: Model, count: int) -> int:
+    """A JSON line for every file name that comes in; what is wrong with one is a line as well."""
+    for name in filter(None, map(str.strip, sys.stdin)):
+        try:
+            told = _told(model, name, model.predict(name), count)
+        except (BundleError, OSError, ValueError, RuntimeError) as error:
+            told = {"file": name, "error": " ".join(str(error).split())}
+        print(json.dumps(told), flush=True)
+    return 0
+
+
 def main(arguments=None) -> int:
     """The command line; returns the exit code: 0 fine, 1 an error or a failed self-test, 2 wrong usage."""
     parser = argparse.ArgumentParser(description="Run the model of this folder.")
     parser.add_argument("file", nargs="*", help="image, .npy or .npz with raw samples")
+    parser.add_argument("--camera", metavar="DEVICE", help="one frame of a camera: 0, or /dev/video0")
+    parser.add_argument("--stdin", action="store_true", help="a file's bytes on standard input")
+    parser.add_argument("--stream", action="store_true", help="file names on standard input, a JSON line each out")
     parser.add_argument("--top", type=int, default=5, help="classes to show (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object a file")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (1)")
     parser.add_argument("--self-test", action="store_true", help="compare with the outputs this bundle shipped with")
     options = parser.parse_args(arguments)
-    if bool(options.file) == options.self_test or options.top < 1 or options.threads < 1:
-        parser.error("give files, or --self-test alone; --top and --threads count from 1")
+    ways = [bool(options.file), options.camera is not None, options.stdin, options.stream, options.self_test]
+    if sum(ways) != 1 or options.top < 1 or options.threads < 1:
+        parser.error("give files, --camera, --stdin, --stream or --self-test; --top and --threads count from 1")
     try:
         model = Model(threads=options.threads)
         if options.self_test:
             return _test(model, options.json)
-        for file in options.file:
-            outputs = model.predict(file)
+        if options.stream:
+            return _stream(model, options.top)
+        given = [(file, file) for file in options.file]
+        given += [("stdin", sys.stdin.buffer.read())] if options.stdin else []
+        given += [(f"camera {options.camera}", frame(options.camera))] if options.camera is not None else []
+        for name, data in given:
+            outputs = model.predict(data)
             if options.json:
-                values = {name: [np.asarray(v).tolist() for v in value] for name, value in outputs.items()}
-                print(json.dumps({"file": file, "top": model.top(outputs, options.top), "outputs": values}))
+                print(json.dumps(_told(model, name, outputs, options.top)))
             else:
-                print((f"{file}\n" if len(options.file) > 1 else "") + _show(model, outputs, options.top))
+                print((f"{name}\n" if len(given) > 1 else "") + _show(model, outputs, options.top))
     except (BundleError, OSError, ValueError, RuntimeError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
