@@ -28,6 +28,7 @@ NEEDS = {"pt2": "torch", "torchscript": "torch", "keras": "keras", "h5": "keras"
 CONVERTED = 4  # one in so many of the files that load is converted too
 CHECKED = ("onnx", "tflite", "openvino")
 SILENCE = 90.0  # seconds; loading one of them takes less than one
+FRESH = 200  # files after which workers are new, for frameworks keep a little of every model
 MEMORY_MB = 3000  # what no worker may need for a file of some KB, with every framework loaded
 
 
@@ -156,6 +157,8 @@ def test_a_damaged_file_is_a_clean_error_or_a_model(folder, format_, tmp_path, m
     with Workers() as workers:
         fuzz = Fuzz(workers)
         for k in range(int(os.environ.get("LEPTON_EDGE_FUZZ", DEFAULT[format_]))):
+            if k % FRESH == FRESH - 1:
+                workers.drop()
             path, known = laid_out(source, place), len(fuzz.faults)
             case = f"{k} {spoil(path, format_, rng, canary)}"
             fuzz.all_of(path, format_, case)

@@ -75,6 +75,7 @@ def inspect(path: str) -> dict[str, Any]:
         IndexError,
         AttributeError,
         OSError,
+        EOFError,
         RuntimeError,
     ) as problem:
         raise damaged(path, "PT2", problem) from problem

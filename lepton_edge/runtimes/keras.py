@@ -18,8 +18,8 @@ REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
 SHARED = True  # with the steps, for importing TensorFlow takes seconds
 FORMATS = ("keras", "h5")
 # What json, zipfile and h5py raise for damaged files.
-UNREADABLE = (OSError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile,
-              zlib.error)  # fmt: skip
+UNREADABLE = (OSError, LookupError, ArithmeticError, TypeError, AttributeError, EOFError, RuntimeError, ValueError,
+              zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 class Session:

@@ -133,7 +133,7 @@ def load_program(model: str) -> Any:
     name = Path(model).name
     try:
         clean = _clean_archive(model)
-    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{name}: not a .pt2 archive ({type(error).__name__}: {_one_line(error)})") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
