@@ -22,14 +22,14 @@ from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.launch import Workers, python_path
 
 # How many a format by default: loading costs a millisecond in some, a tenth of a second in others.
-DEFAULT = {"onnx": 150, "tflite": 150, "openvino": 60, "pt2": 25, "torchscript": 25, "keras": 15, "h5": 15,
+DEFAULT = {"onnx": 100, "tflite": 100, "openvino": 60, "pt2": 25, "torchscript": 25, "keras": 15, "h5": 15,
            "savedmodel": 15}  # fmt: skip
 NEEDS = {"pt2": "torch", "torchscript": "torch", "keras": "keras", "h5": "keras", "savedmodel": "keras"}
 CONVERTED = 4  # one in so many of the files that load is converted too
 CHECKED = ("onnx", "tflite", "openvino")
 SILENCE = 90.0  # seconds; loading one of them takes less than one
 FRESH = 200  # files after which workers are new, for frameworks keep a little of every model
-MEMORY_MB = 3000  # what no worker may need for a file of some KB, with every framework loaded
+MEMORY_MB = 4000  # what no worker may need for a file of some KB, with every framework loaded and 25 million inputs
 
 
 @pytest.fixture(scope="module")

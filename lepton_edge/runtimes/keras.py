@@ -186,8 +186,12 @@ def check_weights(model: str) -> None:
     import h5py
 
     try:
-        if zipfile.is_zipfile(model):
+        with Path(model).open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped:
             with zipfile.ZipFile(model) as archive, tempfile.TemporaryFile() as copy:
+                if "model.weights.h5" not in archive.namelist():  # in an .npz, which holds all that it claims
+                    return
                 with archive.open("model.weights.h5") as member:
                     shutil.copyfileobj(member, copy)
                 size = copy.tell()
