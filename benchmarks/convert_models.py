@@ -39,7 +39,6 @@ class Model:
     find: Callable[[], Path | None]
     args: tuple[str, ...] = ()
     origin: str = ""
-    int8: bool = False
 
 
 def cache() -> Path:
@@ -171,11 +170,19 @@ def _shared() -> list[Model]:
         Model("mobilenet_v2", "pt2", from_shared("models/mobilenet_v2.pt2"), (), "shared data"),
         Model("ic_resnet8", "h5", from_shared(f"{tiny}ic_resnet8.h5"), (), "MLPerf Tiny"),
         Model("kws_dscnn", "savedmodel", from_shared(f"{tiny}kws_dscnn_savedmodel"), (), "MLPerf Tiny"),
-        Model("ic_resnet8_int8", "tflite", from_shared(f"{tiny}ic_resnet8_reference_int8.tflite"), (), "MLPerf Tiny",
-              True),
-        Model("kws_dscnn_int8", "tflite", from_shared(f"{tiny}kws_dscnn_reference_int8.tflite"), (), "MLPerf Tiny",
-              True),
-    ]  # fmt: skip
+    ]
+
+
+def quantized() -> list[Model]:
+    """Every source whose integers have to stay integers."""
+    found = []
+    for name in ("ic_resnet8", "kws_dscnn"):
+        find = from_shared(f"mlperf_tiny/{name}_reference_int8.tflite")
+        found.append(Model(f"{name}_reference", "tflite", find, (), "MLPerf Tiny"))
+    for name in ("ic_resnet8", "kws_dscnn", "mobilenet_v2"):
+        found.append(Model(name, "onnx", made("int8", name, ".onnx"), (), "lepton-edge quantize"))
+        found.append(Model(f"{name}_ort", "onnx", made("int8", f"{name}_ort", ".onnx"), (), "ONNX Runtime"))
+    return found
 
 
 def models() -> list[Model]:

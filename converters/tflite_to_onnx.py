@@ -2,8 +2,9 @@
 
 tf2onnx has no LSTM or GELU for TFLite files: such a model is refused, naming the operation. It also drops the bias
 of a FULLY_CONNECTED whose input it has to flatten (tf2onnx 1.17, what pooling before a Dense becomes), without a
-word; such inputs are flattened in the file first. The result is run once beside the source, and a float model that
-does not give the source's numbers is refused: nothing is written.
+word; such inputs are flattened in the file first. It fails over lists that an operator's options leave out (the new
+shape of a RESHAPE, which its second input says too): they are written out empty. The result is run once beside the
+source, and a float model that does not give the source's numbers is refused: nothing is written.
 """
 
 COST = 2.0
@@ -29,7 +30,7 @@ def run(src: str, dst: str, *, opset: int = 17) -> dict:
     try:
         with tempfile.TemporaryDirectory() as folder:
             flat = Path(folder) / "model.tflite"
-            flat.write_bytes(_with_flat_inputs(plain(Path(src).read_bytes())))
+            flat.write_bytes(_mended(plain(Path(src).read_bytes())))
             model, _ = tf2onnx.convert.from_tflite(str(flat), opset=opset)
     except Exception as error:  # tf2onnx lets through KeyError, AssertionError and more of what it does not know
         recurrent = [op for op in source.operations if "LSTM" in op or "RNN" in op]
@@ -89,8 +90,11 @@ def _real_ports(model, source) -> None:
     graph.node.extend(nodes)
 
 
-def _with_flat_inputs(content: bytes) -> bytes:
-    """The flatbuffer with a RESHAPE to [rows, weights' columns] before each FULLY_CONNECTED that flattens its input."""
+def _mended(content: bytes) -> bytes:
+    """The flatbuffer with a RESHAPE to [rows, weights' columns] before each FULLY_CONNECTED that flattens its input.
+
+    Lists that its operators' options leave out are there, and empty.
+    """
     import copy
 
     import numpy as np
@@ -104,6 +108,7 @@ def _with_flat_inputs(content: bytes) -> bytes:
     for graph in model.subgraphs:
         operators = []
         for operator in graph.operators:
+            changed |= _write_out(operator.builtinOptions, schema)
             if codes[operator.opcodeIndex] == kinds.FULLY_CONNECTED and not operator.builtinOptions.keepNumDims:
                 data, weights = (graph.tensors[index] for index in operator.inputs[:2])
                 columns = int(weights.shape[1])
@@ -136,3 +141,13 @@ def _with_flat_inputs(content: bytes) -> bytes:
             operators.append(operator)
         graph.operators = operators
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model)) if changed else content
+
+
+def _write_out(options, schema) -> bool:
+    """Give the lists among an operator's options, where they are left out, no elements; whether there were any."""
+    table = getattr(schema, type(options).__name__.removesuffix("T"), None)
+    absent = [name for name, value in vars(options).items() if value is None] if options is not None else []
+    lists = [name for name in absent if hasattr(table, f"{name[0].upper()}{name[1:]}AsNumpy")]
+    for name in lists:
+        setattr(options, name, [])
+    return bool(lists)

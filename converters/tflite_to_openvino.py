@@ -21,6 +21,12 @@ def run(src: str, dst: str, *, compress_to_fp16: bool = False) -> dict:
     from lepton_edge.tf_export.tflite_source import open_tflite
 
     source = open_tflite(src)
+    for names in (source.raw_inputs, source.raw_outputs):
+        if len(set(names)) < len(names):  # OpenVINO tells tensors by name
+            raise LeptonError(
+                f"OpenVINO cannot convert '{src}': two of its ports are called '{max(names, key=names.count)}'",
+                hint="convert the model this file was made from",
+            )
     core = openvino.Core()
     feeds, reference = source.probe()
     try:

@@ -111,8 +111,9 @@ def convert(
     ask = ask or Conversion()
     ask.check(target)
     art = open_artifact(model)
-    release = runtime_check.release(ask.runtime) if ask.runtime else None
-    verbs = (*verbs, *(["halve"] if ask.dtype == "float16" else []), *(["fit"] if release else []))
+    release = runtime_check.release(ask.runtime, target) if ask.runtime else None
+    fits = release is not None and any(step.name == f"fit_{target}" for step in registry.steps())
+    verbs = (*verbs, *(["halve"] if ask.dtype == "float16" else []), *(["fit"] if fits else []))
     if "quantize" in verbs:
         recipe = _for_device(recipe)
         schemes.require(recipe.quantize, target)
@@ -129,7 +130,7 @@ def convert(
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask)
         feeds = lint.checked(road, source, feeds)
         options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
-        if release:
+        if release and fits:
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
         reference = stages.reference(road, source, feeds.evaluation)

@@ -38,9 +38,10 @@ def tables() -> dict[str, dict]:
     return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in sorted(TABLES.glob("*.json"))}
 
 
-def release(text: str) -> Release:
+def release(text: str, format_: str = "") -> Release:
     """The row that ``text`` ("tflite-runtime==2.14") asks for: that release, else the nearest older one.
 
+    Of a family that loads several formats, ``format_`` says which is meant; each has a table of its own.
     Raises UsageError for an unknown family, and for a release older than the table.
     """
     from packaging.version import InvalidVersion, Version
@@ -50,7 +51,8 @@ def release(text: str) -> Release:
     family = ALIASES.get(name, name)
     if family not in tables():
         raise UsageError(f"unknown runtime '{name}'", did_you_mean(name, [*tables(), *ALIASES]))
-    table = tables()[family]
+    own = [t for t in tables().values() if t["family"] == family]
+    table = next((t for t in own if t["format"] == format_), tables()[family])
     rows = table["releases"]
     if asked in rows:
         found = asked
@@ -85,10 +87,12 @@ def facts(path: Path) -> dict[str, Any]:
 def problems(found: dict[str, Any], target: Release) -> list[str]:
     """Why a file with these facts does not load in ``target``; none when it does."""
     if found["format"] != target.format:
-        return [f"{target.family} loads {target.format} files, this is {found['format']}"]
+        return [f"{target.family} loads {_formats(target.family)} files, this is {found['format']}"]
     if target.kind == "coverage":
         return []
     reasons = _versions(found, target) if found["format"] == "onnx" else []
+    if found["format"] == "openvino":
+        return _ir(found, target.row)
     operators = target.row.get("operators")
     if operators is None:
         return reasons
@@ -100,7 +104,14 @@ def problems(found: dict[str, Any], target: Release) -> list[str]:
             reasons.append(f"operator {name} is version {version}, the newest it knows is {highest[name]}")
     reasons += [f"it has no custom operator {name}" for name in found.get("custom", ())
                 if name not in target.row.get("custom", ())]  # fmt: skip
+    for mixed in set(found.get("mixed", ())) & set(target.row.get("refused", ())):
+        name, _, types = mixed.partition(" ")
+        reasons.append(f"operator {name} does not take {types}")
     return list(dict.fromkeys(reasons))
+
+
+def _formats(family: str) -> str:
+    return " or ".join(sorted(t["format"] for t in tables().values() if t["family"] == family))
 
 
 def _versions(found: dict[str, Any], target: Release) -> list[str]:
@@ -111,6 +122,24 @@ def _versions(found: dict[str, Any], target: Release) -> list[str]:
         if limit and value is not None and not limit[0] <= value <= limit[1]:
             reasons.append(f"{what} is {value}, it takes {limit[0]} to {limit[1]}")
     return reasons
+
+
+def _ir(found: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """Why an OpenVINO IR does not load: its version, an operator that an opset lacks, a type."""
+    low, high = row["ir"]
+    known = {name.lower(): opsets for name, opsets in row["operators"].items()}  # its reader takes any case
+    known["const"] = known["constant"]
+    reasons = [] if low <= found["ir"] <= high else [f"IR version is {found['ir']}, it takes {low} to {high}"]
+    for name, opset, _ in found["operators"]:
+        first, last = known.get(name.lower(), (0, 0))
+        if not opset:
+            reasons.append(f"operator {name} is of an extension")
+        elif not first:
+            reasons.append(f"it has no operator {name}")
+        elif not first <= opset <= last:
+            reasons.append(f"operator {name} is of opset{opset}, it knows those of opset{first} to opset{last}")
+    reasons += [f"it has no type {kind}" for kind in found["types"] if kind not in row["types"]]
+    return list(dict.fromkeys(reasons))
 
 
 def coverage(found: dict[str, Any], target: Release) -> dict[str, Any]:
@@ -134,8 +163,8 @@ def check(model: Path, runtime: str) -> dict[str, Any]:
     {"loads": bool, "problems": [why not], "coverage": for accelerators, "source": where the table comes from}.
     Raises UsageError for an unknown runtime, LeptonError for a file that cannot be read.
     """
-    target = release(runtime)
     found = facts(model)
+    target = release(runtime, found["format"])
     reasons = problems(found, target)
     verdict: dict[str, Any] = {
         "model": model.name,
@@ -155,7 +184,8 @@ def check(model: Path, runtime: str) -> dict[str, Any]:
 def fit_options(target: Release, format_: str) -> dict[str, str]:
     """What the pass 'fit' is told so that a file loads in ``target``. Raises UsageError when it takes other formats."""
     if target.format != format_:
-        raise UsageError(f"{target.family} loads {target.format} files, not {format_}", f"give --to {target.format}")
+        known = _formats(target.family)
+        raise UsageError(f"{target.family} loads {known} files, not {format_}", f"give --to {known}")
     row = target.row
     limits: dict[str, Any] = {kind: row[kind][1] for kind in ("opset", "ir") if kind in row}
     if isinstance(row.get("operators"), dict):

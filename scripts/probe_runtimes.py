@@ -2,10 +2,10 @@
 
     python scripts/probe_runtimes.py FAMILY --python PYTHON RELEASE [RELEASE ...]
 
-FAMILY: tflite-runtime, ai-edge-litert, tflite-micro, onnxruntime or openvino. Each release is installed by that
-Python's pip into a folder of its own and asked, in a process of its own, to load the smallest files there are: for
-TFLite one operator code and version at a time; for ONNX one IR version, opset or operator at a time. Run this for a
-new release, and the table knows it; nothing else is edited.
+FAMILY: tflite-runtime, ai-edge-litert, tflite-micro, onnxruntime, openvino (ONNX files) or openvino-ir. Each release is
+installed by that Python's pip into a folder of its own and asked, in a process of its own, to load the smallest files
+there are: for TFLite one operator code and version at a time; for ONNX and OpenVINO IR one version, opset, operator or
+type at a time. Run this for a new release, and the table knows it; nothing else is edited.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from probe_files import ir_files, onnx_files, operators_of_onnx, tflite_files, typed_files
+
 TABLES = Path(__file__).resolve().parent.parent / "lepton_edge" / "compat"
 IMPORTS = {
     "tflite-runtime": "from tflite_runtime.interpreter import Interpreter",
     "ai-edge-litert": "from ai_edge_litert.interpreter import Interpreter",
 }
-NEWEST = 24  # operator versions tried: 1 up to this
 
 TFLITE = """
 import json, sys
@@ -38,16 +39,27 @@ for name, content in json.load(open(sys.argv[1])).items():
             seen.append(name)
 print("RESULT" + json.dumps(seen))
 """
+# Each file in a process of its own: TFLM's own code may crash over an operator without parameters. Why it refuses a
+# file it only writes to stderr; all but these words mean that it has the operator, and wants other inputs for it.
 MICRO = """
-import json, sys
+import json, os, sys, tempfile
 from tflite_micro.python.tflite_micro import runtime
 seen = []
 for name, content in json.load(open(sys.argv[1])).items():
-    try:
-        runtime.Interpreter.from_bytes(bytes.fromhex(content))
-        seen.append(name)
-    except RuntimeError as error:
-        pass
+    with tempfile.TemporaryFile() as log:
+        child = os.fork()
+        if not child:
+            os.dup2(log.fileno(), 2)
+            try:
+                runtime.Interpreter.from_bytes(bytes.fromhex(content))
+            except BaseException as error:
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        log.seek(0)
+        words = log.read().decode("utf-8", "replace")
+        if status if name.startswith("refused ") else "Didn't find op" not in words:
+            seen.append(name)
 print("RESULT" + json.dumps(seen))
 """
 ONNX = """
@@ -84,79 +96,43 @@ print("RESULT" + json.dumps(seen))
 """
 
 
-def operator_file(code: int, version: int, used: bool = False) -> bytes:
-    """The smallest TFLite file with one operator code: a flatbuffer laid out by hand (schema version 3)."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model, graph, entry = schema.ModelT(), schema.SubGraphT(), schema.OperatorCodeT()
-    model.version = 3
-    entry.builtinCode, entry.deprecatedBuiltinCode, entry.version = code, min(code, 127), version
-    graph.tensors, graph.inputs, graph.outputs, graph.operators = [], [], [], []
-    model.operatorCodes, model.subgraphs, model.buffers = [entry], [graph], [schema.BufferT()]
-    if used:
-        tensor, operator = schema.TensorT(), schema.OperatorT()
-        tensor.shape, tensor.type, tensor.buffer = [1], schema.TensorType.FLOAT32, 0
-        graph.tensors, graph.inputs, graph.outputs = [tensor, tensor], [0], [1]
-        operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0], [1]
-        graph.operators = [operator]
-    builder = flatbuffers.Builder(256)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def tflite_files(micro: bool = False) -> dict[str, str]:
-    """ "NAME version" to file, for every builtin operator."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    codes = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-    skip = {"CUSTOM", "DELEGATE", "PLACEHOLDER_FOR_GREATER_OP_CODES", "CONCAT_EMBEDDINGS", "CALL"}
-    versions = [1] if micro else range(1, NEWEST + 1)
-    return {
-        f"{name} {v}": operator_file(code, v, micro).hex()
-        for code, name in sorted(codes.items())
-        if name not in skip
-        for v in versions
-    }
-
-
-def onnx_file(opset: int, ir: int, op: str = "Relu") -> str:
-    """The smallest ONNX file of these versions, with one operator whose inputs are floats of unknown shape."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    schema = onnx.defs.get_schema(op, min(opset, onnx.defs.onnx_opset_version()))
-    ins = [f"x{k}" for k in range(max(schema.min_input, 1 if schema.max_input else 0))]
-    node = helper.make_node(op, ins, ["y"])
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None if op != "Relu" else [1]) for n in ins]
-    graph = helper.make_graph([node], "g", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    model.ir_version = ir
-    return model.SerializeToString().hex()
-
-
-def onnx_files() -> dict[str, str]:
-    """ "opset N" and "ir N" to file."""
-    files = {f"opset {n}": onnx_file(n, 3 if n < 9 else 4) for n in range(7, 31)}
-    return files | {f"ir {n}": onnx_file(9, n) for n in range(3, 16)}
-
-
-def operators_of_onnx() -> dict[str, str]:
-    """Operator name to a file that uses it in its newest form."""
-    import onnx
-
-    newest = onnx.defs.onnx_opset_version()
-    names = sorted({s.name for s in onnx.defs.get_all_schemas() if s.domain == "" and not s.deprecated})
-    return {name: onnx_file(newest, 8, name) for name in names}
-
-
+# Over an operator without attributes it may crash: then it has that operator, and a new process goes on behind it.
+OPENVINO_IR = """
+import json, os, sys
+def offer(files, answer):
+    import openvino as ov
+    if not hasattr(ov, "Core"):
+        import openvino.runtime as ov
+    core = ov.Core()
+    lacks = "unsupported opset", "doesn't contain the operation", "not a member of enum element::Type"
+    for name, content in files:
+        os.write(answer, b"?")
+        try:
+            core.read_model(bytes.fromhex(content), b"")
+            has = True
+        except Exception as error:  # its class differs from release to release; the text tells what was missing
+            has = not name.startswith("ir ") and not any(words in str(error) for words in lacks)
+        os.write(answer, b"1" if has else b"0")
+files, told = list(json.load(open(sys.argv[1])).items()), b""
+while len(told) < len(files):
+    read, write = os.pipe()
+    if not os.fork():
+        offer(files[len(told):], write)
+        os._exit(0)
+    os.close(write)
+    told += open(read, "rb").read().replace(b"?1", b"1").replace(b"?0", b"0").replace(b"?", b"1")
+    os.wait()
+print("RESULT" + json.dumps([name for (name, _), has in zip(files, told) if has == 49]))
+"""
 FAMILIES = {
     "tflite-runtime": (tflite_files, TFLITE.format(load=IMPORTS["tflite-runtime"])),
     "ai-edge-litert": (tflite_files, TFLITE.format(load=IMPORTS["ai-edge-litert"])),
-    "tflite-micro": (lambda: tflite_files(True), MICRO),
+    "tflite-micro": (lambda: tflite_files(True) | typed_files(), MICRO),
     "onnxruntime": (onnx_files, ONNX),
     "openvino": (operators_of_onnx, OPENVINO),
+    "openvino-ir": (ir_files, OPENVINO_IR),
 }
+FORMATS = {"onnxruntime": "onnx", "openvino": "onnx", "openvino-ir": "openvino"}
 
 
 def probe(family: str, release: str, python: str, files: dict[str, str]) -> list[str]:
@@ -164,7 +140,7 @@ def probe(family: str, release: str, python: str, files: dict[str, str]) -> list
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "site"
         command = [python, "-m", "pip", "install", "--quiet", "--pre", "--target", str(target)]
-        install = [*command, f"{family}=={release}", "numpy<2"]
+        install = [*command, f"{family.removesuffix('-ir')}=={release}", "numpy<2"]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{family} {release}: {done.stderr.strip().splitlines()[-1]}")
@@ -186,6 +162,21 @@ def record(family: str, seen: list[str]) -> dict:
         return {kind: [min(v), max(v)] for kind, v in limits.items()}
     if family == "openvino":
         return {"operators": seen}
+    if family == "tflite-micro":  # whose kernels look at no version
+        return {
+            "operators": [s.split()[0] for s in seen if not s.startswith("refused ")],
+            "refused": [s.removeprefix("refused ") for s in seen if s.startswith("refused ")],
+        }
+    if family == "openvino-ir":
+        opsets: dict[str, list[int]] = {}
+        for name, number in (s.split() for s in seen):
+            if name not in ("ir", "type"):
+                opsets.setdefault(name, []).append(int(number))
+        return {
+            "ir": [f(int(s.split()[1]) for s in seen if s.startswith("ir ")) for f in (min, max)],
+            "types": [s.split()[1] for s in seen if s.startswith("type ")],
+            "operators": {name: [min(v), max(v)] for name, v in opsets.items()},
+        }
     highest: dict[str, int] = {}
     for item in seen:
         name, version = item.split()
@@ -203,8 +194,8 @@ def main() -> None:
     file = TABLES / f"{args.family}.json"
     table = json.loads(file.read_text()) if file.is_file() else {"releases": {}}
     source = f"measured: what `scripts/probe_runtimes.py {args.family}` finds that the wheels load"
-    format_ = "onnx" if args.family in ("onnxruntime", "openvino") else "tflite"
-    table = {"family": args.family, "format": format_, "kind": "loader", "source": source} | table
+    family, format_ = args.family.removesuffix("-ir"), FORMATS.get(args.family, "tflite")
+    table = {"family": family, "format": format_, "kind": "loader", "source": source} | table
     files = FAMILIES[args.family][0]()
     for release in args.releases:
         table["releases"][release] = record(args.family, probe(args.family, release, args.python, files))

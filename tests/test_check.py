@@ -24,9 +24,20 @@ for path in sys.argv[1:]:
     except (ValueError, RuntimeError):
         print("FAILS")
 """
+MICRO = """
+import sys
+from tflite_micro.python.tflite_micro.runtime import Interpreter
+for path in sys.argv[1:]:
+    try:
+        Interpreter.from_file(path)
+        print("LOADS")
+    except (ValueError, RuntimeError):
+        print("FAILS")
+"""
 RUNTIMES = {
-    "tflite-runtime": ("tflite_runtime.interpreter", "2.14"),
-    "ai-edge-litert": ("ai_edge_litert.interpreter", "2.3"),
+    "tflite-runtime": (LOAD.format(module="tflite_runtime.interpreter"), "2.14"),
+    "ai-edge-litert": (LOAD.format(module="ai_edge_litert.interpreter"), "2.3"),
+    "tflite-micro": (MICRO, "0.dev2026"),
 }
 #: name: (operator, version it is stamped with); "": the file as our writer makes it
 STAMPS = {
@@ -72,12 +83,23 @@ def onnx_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(onnx_model):
-    """The twelve files."""
+    """The files of STAMPS, and one without Gelu, which TensorFlow Lite Micro lacks, in float32 and float16."""
     from lepton_edge.tflite_writer.convert import convert
 
     base = onnx_model.parent / "base.tflite"
     convert(str(onnx_model), str(base))
-    return {name: _stamped(base, name, *stamp) for name, stamp in STAMPS.items()}
+    made = {name: _stamped(base, name, *stamp) for name, stamp in STAMPS.items()}
+    import onnx
+
+    from lepton_edge.passes.halve_tflite import run as halve
+
+    model = onnx.load(onnx_model)
+    model.graph.node[1].op_type = "Relu"
+    onnx.save(model, base.with_name("relu.onnx"))
+    made |= {name: base.with_name(f"{name}.tflite") for name in ("relu", "relu_half")}
+    convert(str(base.with_name("relu.onnx")), str(made["relu"]))
+    halve(str(made["relu"]), str(made["relu_half"]))
+    return made
 
 
 def _stamped(base: Path, name: str, operator: str, version: int) -> Path:
@@ -100,21 +122,98 @@ def _stamped(base: Path, name: str, operator: str, version: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_verdict_is_right_for_twelve_files(files, runtime):
-    module, release = RUNTIMES[runtime]
+def test_the_verdict_is_right_for_files_that_load_or_do_not(files, runtime):
+    script, release = RUNTIMES[runtime]
     try:
         installed = importlib.metadata.version(runtime)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{runtime} is not installed")
     if not installed.startswith(release):
         pytest.skip(f"{runtime} {installed} is installed, the verdicts here are on {release}")
-    command = [sys.executable, "-c", LOAD.format(module=module), *map(str, files.values())]
+    command = [sys.executable, "-c", script, *map(str, files.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     truth = dict(zip(files, [x == "LOADS" for x in done.stdout.split()], strict=True))
-    target = check.release(f"{runtime}=={release}")
+    target = check.release(f"{runtime}=={installed}")
     told = {name: not check.problems(check.facts(path), target) for name, path in files.items()}
     assert told == truth
     assert set(truth.values()) == {True, False}
+
+
+#: name: what of the smallest IR (scripts/probe_files.py) is another
+IRS = {
+    "plain": {},
+    "relu_14": {"opset": "opset14"},
+    "relu_99": {"opset": "opset99"},
+    "gelu_2": {"operator": "Gelu", "opset": "opset2"},
+    "gelu_1": {"operator": "Gelu", "opset": "opset1"},
+    "identity_16": {"operator": "Identity", "opset": "opset16"},
+    "nobodys": {"operator": "NobodysOperator"},
+    "extension": {"operator": "NobodysOperator", "opset": "extension"},
+    "ir_10": {"ir": 10},
+    "ir_9": {"ir": 9},
+    "ir_12": {"ir": 12},
+    "type_u3": {"kind": "u3"},
+    "type_none": {"kind": "f3"},
+}
+
+
+@pytest.fixture(scope="module")
+def irs(tmp_path_factory):
+    """The smallest IRs, one a case of IRS."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    from probe_files import ir_file
+
+    sys.path.pop(0)
+    folder, files = tmp_path_factory.mktemp("irs"), {}
+    for name, changes in IRS.items():
+        files[name] = folder / f"{name}.xml"
+        files[name].write_bytes(bytes.fromhex(ir_file(**changes)))
+        files[name].with_suffix(".bin").touch()
+    return files
+
+
+@pytest.mark.slow
+def test_the_verdict_is_right_for_openvino_files(irs, onnx_model, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    openvino.save_model(core.read_model(onnx_model), tmp_path / "real.xml")
+    files, truth = {**irs, "real": tmp_path / "real.xml"}, {}
+    for name, path in files.items():
+        try:
+            core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+            truth[name] = True
+        except RuntimeError:
+            truth[name] = False
+    target = check.release(f"openvino=={importlib.metadata.version('openvino')}", "openvino")
+    told = {name: not check.problems(check.facts(path), target) for name, path in files.items()}
+    assert told == truth
+    assert set(truth.values()) == {True, False}
+
+
+def test_openvino_files_are_held_against_the_release(irs):
+    def problems(name, release):
+        (verdict,) = api.check(irs[name], [f"openvino=={release}"])
+        return verdict["problems"]
+
+    assert problems("plain", "2023.0") == problems("identity_16", "2026.0") == []
+    assert problems("identity_16", "2023.3") == ["it has no operator Identity"]
+    assert problems("relu_99", "2024.6") == ["operator Relu is of opset99, it knows those of opset1 to opset15"]
+    assert problems("ir_12", "2025.4") == ["IR version is 12, it takes 10 to 11"]
+    assert problems("type_u3", "2023.3") == ["it has no type u3"]
+    assert problems("extension", "2026.0") == ["operator NobodysOperator is of an extension"]
+
+
+def test_an_openvino_file_with_entities_is_refused(irs):
+    path = irs["plain"].with_name("entities.xml")
+    path.write_text(irs["plain"].read_text().replace("<net", '<!DOCTYPE net [<!ENTITY a "b">]><net', 1))
+    with pytest.raises(LeptonError, match="not a readable OpenVINO IR"):
+        check.facts(path)
+
+
+def test_a_conversion_to_openvino_is_for_a_release(onnx_model, tmp_path):
+    out = tmp_path / "m.xml"
+    api.convert(onnx_model, "openvino", out, Recipe(), ask=api.Conversion(runtime="openvino==2024.6"))
+    assert api.check(out, ["openvino==2024.6"])[0]["loads"]
 
 
 def test_onnx_versions_are_held_against_the_release(onnx_model):
@@ -170,4 +269,4 @@ def test_the_command_exits_with_4_where_a_file_does_not_load(onnx_model, capsys,
 @pytest.mark.parametrize("table", sorted(check.tables()))
 def test_tables_name_their_source(table):
     content = check.tables()[table]
-    assert content["source"] and content["format"] in ("tflite", "onnx") and content["releases"]
+    assert content["source"] and content["format"] in ("tflite", "onnx", "openvino") and content["releases"]

@@ -1,132 +1,175 @@
 """Damaged model files of every format: whatever is in them, a clean error or a model, never a traceback or a crash.
 
-LEPTON_EDGE_FUZZ is the number of mutations a format; the default keeps CI short, a few thousand is a night's work.
+Each file goes where commands take it: recognised, inspected, checked against a release, loaded in its runtime, and
+(some of those that load) through every converter of its format. LEPTON_EDGE_FUZZ is the number of mutations a format;
+the default keeps CI short. LEPTON_EDGE_FUZZ_KEEP names a folder for findings.
 """
 
 import os
 import random
+import re
 import shutil
-import struct
+from collections import Counter
 from pathlib import Path
 
+import fuzz_files
 import pytest
+from fuzz_mutations import spoil
 
+from lepton_edge import check, registry
 from lepton_edge.artifact import open_artifact
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.launch import Workers, python_path
-from lepton_edge.registry import runtime_for
 
 # How many a format by default: loading costs a millisecond in some, a tenth of a second in others.
-DEFAULT = {"onnx": 150, "tflite": 150, "pt2": 25, "torchscript": 25, "keras": 15, "h5": 15, "savedmodel": 15}
+DEFAULT = {"onnx": 100, "tflite": 100, "openvino": 60, "pt2": 25, "torchscript": 25, "keras": 15, "h5": 15,
+           "savedmodel": 15}  # fmt: skip
+NEEDS = {"pt2": "torch", "torchscript": "torch", "keras": "keras", "h5": "keras", "savedmodel": "keras"}
+CONVERTED = 4  # one in so many of the files that load is converted too
+CHECKED = ("onnx", "tflite", "openvino")
+SILENCE = 90.0  # seconds; loading one of them takes less than one
+FRESH = 200  # files after which workers are new, for frameworks keep a little of every model
+MEMORY_MB = 4000  # what no worker may need for a file of some KB, with every framework loaded and 25 million inputs
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """One small model of each format, made here."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    _onnx_and_tflite(folder)
-    _keras(folder)
-    _torch(folder)
-    return folder
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
 
 
-def _onnx_and_tflite(folder: Path) -> None:
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+def reading(path: Path, workers: Workers):
+    """(name, function) of what commands do with a file before anything else."""
+    art = open_artifact(path)
+    runtime = registry.runtime_for(art.format)
 
-    from lepton_edge.tflite_writer.convert import convert
+    def call(op: str, file: Path, **args):
+        return lambda: workers.get(op, environ=runtime.environ).call(
+            op, silence=SILENCE, file=python_path(file), **args
+        )
 
-    rng = np.random.default_rng(0)
-    weights = [rng.standard_normal(s).astype(np.float32) for s in ((4, 3, 3, 3), (4,), (4, 5))]
-    nodes = [
-        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
-        helper.make_node("Flatten", ["p"], ["f"]),
-        helper.make_node("MatMul", ["f", "m"], ["y"]),
-    ]
-    held = [numpy_helper.from_array(v, n) for n, v in zip("wbm", weights, strict=True)]
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 3, 8, 8]), ("y", [1, 5]))]
-    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], held)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "onnx.onnx")
-    convert(str(folder / "onnx.onnx"), str(folder / "tflite.tflite"))
+    yield "inspect", call("inspect", registry.PACKAGE / "inspect_model.py", path=str(path))
+    if art.format in CHECKED:
+        yield "check", call("inspect", check.TABLES / "facts.py", path=str(path))
+    yield "load", call("load", runtime.file, model=str(path), options={})
 
 
-def _keras(folder: Path) -> None:
-    keras = pytest.importorskip("keras")
-    x = keras.Input((8, 8, 3), name="x")
-    y = keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(x)))
-    model = keras.Model(x, y)
-    model.save(folder / "keras.keras")
-    model.save(folder / "h5.h5")
-    model.export(folder / "savedmodel", verbose=False)
+def converting(path: Path, format_: str, workers: Workers):
+    """(name, function) of the converters of a format, each told to write beside the file."""
+    for step in registry.steps():
+        if step.verb != "convert" or step.source != format_ or step.python:
+            continue
+        options = {"input_shapes": "input=1,6"} if format_ == "torchscript" else {}
+        args = {"file": python_path(step.file), "src": str(path), "options": options}
+        out = str(path.parent / "out" / f"made{registry.formats()[step.target].suffix}")
+        yield (
+            step.name,
+            lambda s=step, a=args, o=out: workers.get(s.name, environ=s.environ).call(
+                "step", silence=SILENCE, dst=o, **a
+            ),
+        )
 
 
-def _torch(folder: Path) -> None:
-    torch = pytest.importorskip("torch")
-    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
-    torch.export.save(torch.export.export(model, (torch.zeros(1, 6),)), folder / "pt2.pt2")
-    torch.jit.save(torch.jit.trace(model, torch.zeros(1, 6)), folder / "torchscript.pt")
+def fault(error: BaseException) -> str:
+    """What is wrong with the way in which a file was refused; "" for a clean refusal."""
+    if not isinstance(error, LeptonError):
+        return f"{type(error).__name__} in the tool: {error}"
+    text = error.message
+    if not text.strip() or "Traceback" in text:
+        return f"no clean words: {text!r}"
+    if isinstance(error, WorkerError) and ("no sign of life" in text or "out of memory" in text):
+        return text
+    raw = isinstance(error, WorkerError) and re.search(r": \w*([Ee]rror|Exception|Iteration): ", text)
+    return f"an exception of its own: {text}" if raw else ""
 
 
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """One to four edits: bytes flipped, a length blown up, a piece cut, doubled, zeroed or moved."""
-    out = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(out))
-        kind = rng.randrange(7)
-        if kind == 0:
-            out[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            out[at : at + 4] = struct.pack("<I", rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**30)))
-        elif kind == 2:
-            out = out[: max(at, 16)]
-        elif kind == 3:
-            del out[at : at + rng.randint(1, 64)]
-        elif kind == 4:
-            out[at:at] = out[at : at + rng.randint(1, 64)]
-        elif kind == 5:
-            out[at : at + 16] = bytes(16)
+def peak_mb(workers: Workers) -> float:
+    """The most that a worker that still lives has needed."""
+    peaks = [0.0]
+    for worker in workers._open.values():
+        status = Path(f"/proc/{worker.pid}/status")
+        if status.is_file():
+            peaks += [int(x.split()[1]) / 1024 for x in status.read_text().splitlines() if x.startswith("VmHWM")]
+    return max(peaks)
+
+
+class Fuzz:
+    """What came of the mutations so far."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.tally: Counter = Counter()
+        self.faults: list[str] = []
+
+    def tried(self, case: str, what: str, run) -> bool:
+        """Whether the command took the file; how it refused it, where that is a fault, is kept."""
+        wrong, took = "", True
+        try:
+            run()
+        except Exception as error:  # whatever it is, it is judged here, and the other commands are tried too
+            wrong, took = fault(error), False
+            self.tally[what, "crashed" if "crashed" in str(error) else "refused"] += 1
         else:
-            other = rng.randrange(len(out))
-            out[at : at + 8] = out[other : other + 8]
-        if len(out) < 16:
-            return bytes(out)
-    return bytes(out)
+            self.tally[what, "took"] += 1
+        if (peak := peak_mb(self.workers)) > MEMORY_MB:
+            wrong = wrong or f"it needed {peak:.0f} MB"
+            self.workers.drop()
+        if wrong:
+            self.faults.append(f"{case} {what}: {wrong}")
+        return took
+
+    def all_of(self, path: Path, format_: str, case: str) -> None:
+        """One file through every command."""
+        commands: list = []
+        if not self.tried(case, "open", lambda: commands.extend(reading(path, self.workers))):
+            return
+        took = [self.tried(case, what, run) for what, run in commands]
+        if took[-1] and self.tally["load", "took"] % CONVERTED == 1:
+            for what, run in converting(path, format_, self.workers):
+                self.tried(case, what, run)
 
 
-def _spoil(source: Path, target: Path, rng: random.Random) -> None:
-    if source.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-        victim = rng.choice([p for p in sorted(target.rglob("*")) if p.is_file() and p.stat().st_size > 16])
-        victim.write_bytes(mutate(victim.read_bytes(), rng))
-    else:
-        target.write_bytes(mutate(source.read_bytes(), rng))
+def laid_out(source: Path, place: Path) -> Path:
+    """A copy of the model in an empty folder."""
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "out").mkdir(parents=True)
+    for file in source.parent.glob(f"{source.stem}.*" if source.suffix == ".xml" else source.name):
+        (shutil.copytree if file.is_dir() else shutil.copyfile)(file, place / file.name)
+    return place / source.name
+
+
+def keep(place: Path, format_: str, case: str, told: list[str]) -> None:
+    """Lay a finding where LEPTON_EDGE_FUZZ_KEEP says, to be looked at."""
+    if folder := os.environ.get("LEPTON_EDGE_FUZZ_KEEP"):
+        shutil.copytree(place, Path(folder) / f"{format_}-{case.split()[0]}", symlinks=True, dirs_exist_ok=True)
+        with (Path(folder) / f"{format_}.txt").open("a") as log:
+            log.writelines(f"{line}\n" for line in told)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("format_", sorted(DEFAULT))
-def test_a_damaged_file_is_a_clean_error_or_a_model(models, format_, tmp_path, monkeypatch):
-    monkeypatch.setenv("LEPTON_EDGE_MEMORY_GB", "6")
-    (source,) = [p for p in models.iterdir() if p.name.split(".")[0] == format_]
+def test_a_damaged_file_is_a_clean_error_or_a_model(folder, format_, tmp_path, monkeypatch):
+    pytest.importorskip(NEEDS.get(format_, "openvino"))
+    monkeypatch.setenv("LEPTON_EDGE_MEMORY_GB", "8")
+    source = fuzz_files.make(format_, folder)
     rng = random.Random(format_)
-    count = int(os.environ.get("LEPTON_EDGE_FUZZ", DEFAULT[format_]))
-    loaded, refused = 0, set()
+    place, canary = tmp_path / "case", tmp_path / "executed"
     with Workers() as workers:
-        for k in range(count):
-            target = tmp_path / f"m{source.suffix}"
-            _spoil(source, target, rng)
-            try:
-                art = open_artifact(target)
-                runtime = runtime_for(art.format)
-                worker = workers.get("loading", environ=runtime.environ)
-                worker.call("load", silence=120, file=python_path(runtime.file), model=str(target), options={})
-                loaded += 1
-            except LeptonError as error:
-                assert error.message.strip() and "Traceback" not in error.message, (k, error.message)
-                refused.add(error.message[:60])
-    assert loaded + len(refused) > 0
-    assert refused, "no mutation was noticed: the fuzz does nothing"
+        fuzz = Fuzz(workers)
+        for k in range(int(os.environ.get("LEPTON_EDGE_FUZZ", DEFAULT[format_]))):
+            if k % FRESH == FRESH - 1:
+                workers.drop()
+            path, known = laid_out(source, place), len(fuzz.faults)
+            case = f"{k} {spoil(path, format_, rng, canary)}"
+            fuzz.all_of(path, format_, case)
+            if canary.exists():
+                fuzz.faults.append(f"{case}: code in the file was run")
+                canary.unlink()
+            if strays := [p for p in (tmp_path / "outside", tmp_path.parent / "outside") if p.exists()]:
+                fuzz.faults.append(f"{case}: a file was written outside, {strays[0]}")
+                strays[0].unlink()
+            if told := fuzz.faults[known:]:
+                keep(place, format_, case, told)
+    print(format_, k + 1, dict(fuzz.tally))
+    assert not fuzz.faults, f"{len(fuzz.faults)} findings: " + "\n".join(fuzz.faults[:20])
+    assert any(count for (what, how), count in fuzz.tally.items() if how == "refused"), "no mutation was noticed"

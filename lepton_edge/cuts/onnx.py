@@ -6,7 +6,7 @@ from typing import Any
 
 
 def inspect(path: str) -> dict[str, Any]:
-    """The float tensors that nodes of the main graph make, in order: [[tensor, operator, node name]]."""
+    """The float tensors that nodes of the main graph make and that are read, in order: [[tensor, operator, node]]."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -15,12 +15,15 @@ def inspect(path: str) -> dict[str, Any]:
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         inferred = model.graph
     kinds = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.output]}
+    read = {o.name for o in model.graph.output}
+    for node in model.graph.node:
+        read |= {*node.input, *_outer(node)}
     found = []
     for node in model.graph.node:
         if node.op_type in ("Constant", "Shape", "Size", "If", "Loop", "Scan"):
             continue
         for name in node.output:
-            if name and kinds.get(name, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT:
+            if name in read and kinds.get(name, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT:
                 found.append([name, node.op_type, node.name])
     return {"tensors": found}
 

@@ -22,7 +22,7 @@ def zip_names(path: Path, head: bytes) -> list[str]:
     try:
         with zipfile.ZipFile(path) as z:
             members = z.infolist()
-    except (zipfile.BadZipFile, struct.error, OSError, ValueError) as e:
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError) as e:
         raise LeptonError(
             f"{path}: a zip archive that is cut short or damaged ({e})", "export or download the model again"
         ) from e

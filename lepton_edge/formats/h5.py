@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from pathlib import Path
 
@@ -27,4 +28,26 @@ def recognise(path: Path, head: bytes) -> bool:
             f"{path}: an HDF5 file that is cut short ({size:,} of {end:,} bytes)",
             "export or download the model again",
         )
+    if not _heaps_end(path):
+        raise LeptonError(f"{path}: an HDF5 file that is damaged", "export or download the model again")
+    return True
+
+
+def _heaps_end(path: Path) -> bool:
+    """Whether the objects of each global heap, where HDF5 keeps its texts, lead to the heap's end.
+
+    libhdf5 never comes back from a heap whose free space is said to be empty. Source: as above, section III.E.
+    """
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        at = -1
+        while (at := m.find(b"GCOL\x01\0\0\0", at + 1)) >= 0:
+            end = at + int.from_bytes(m[at + 8 : at + 16], "little")
+            if end > len(m) or end < at + 4096:  # not a heap: weights that look like one
+                continue
+            place = at + 16
+            while place + 16 <= end:
+                index, size = struct.unpack_from("<H6xQ", m, place)
+                place += size if index == 0 else 16 + -(-size // 8) * 8
+                if place > end or (index == 0 and size < 16):
+                    return False
     return True

@@ -79,7 +79,13 @@ def files(path: Path) -> list[Path]:
     folder = path.parent.resolve()
     found = [path]
     for name in sorted(names):
-        file = (folder / name).resolve()
+        try:
+            file = (folder / name).resolve()
+            file.exists()
+        except (OSError, ValueError) as error:
+            raise LeptonError(
+                f"{path}: its external data has a name that no file can have ('{name[:40]}')", "save the model again"
+            ) from error
         if not file.is_relative_to(folder):
             raise LeptonError(
                 f"{path}: its external data '{name}' lies outside the model's folder, which is refused",

@@ -18,6 +18,7 @@ import numpy as np
 from lepton_edge.errors import LeptonError
 from lepton_edge.inspectors._common import CHUNK, Weights, assemble, count_nonzeros, damaged, layer, spec
 from lepton_edge.inspectors._keras_graph import MODELS, Walk, dtype_of, layers_of, walk
+from lepton_edge.runtimes.keras import UNREADABLE, datasets
 from lepton_edge.tf_export.source import unique
 
 REQUIRES = ("h5py>=3.11",)
@@ -25,9 +26,6 @@ EXTRA = "tensorflow"
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 WEIGHT_KINDS = "fiuV"
-# What json, zipfile and h5py raise for damaged input; h5py turns most errors of HDF5 into RuntimeError.
-UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RuntimeError, zipfile.BadZipFile)
-DEFLATE_LIMIT = 1100  # no compressor of HDF5 gains more: a dataset that claims to is a trap
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def _inspect_keras(path: str) -> dict[str, Any]:
         if "model.weights.h5" not in archive.namelist():
             raise ValueError("model.weights.h5 is missing in the archive")
         with _extracted(archive, "model.weights.h5") as (store, size):
-            tensors = list(_datasets(store, size))
+            tensors = list(datasets(store, size))
             paths = dict(_stored_paths(model, store))
             return _report("keras", metadata.get("keras_version"), model, _Owned(tensors, paths))
 
@@ -79,29 +77,9 @@ def _inspect_h5(path: str) -> dict[str, Any]:
         model = json.loads(config.decode() if isinstance(config, bytes) else config)
         group = store.get("model_weights", store)
         version = store.attrs.get("keras_version") or group.attrs.get("keras_version")
-        tensors = list(_datasets(group, Path(path).stat().st_size))
+        tensors = list(datasets(group, Path(path).stat().st_size))
         paths = {name: name for name in group}
         return _report("h5", version, model, _Owned(tensors, paths))
-
-
-def _datasets(store: Any, size: int) -> Iterator[tuple[str, Any]]:
-    """(path, dataset) of every weight; links out of the file are refused, as are impossible sizes."""
-    import h5py
-
-    todo = [("", store)]
-    while todo:
-        prefix, group = todo.pop(0)
-        for name in group:
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise ValueError(f"'{prefix}{name}' links out of the file")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                todo.append((f"{prefix}{name}/", item))
-                continue
-            if item.external or item.is_virtual or item.nbytes > size * DEFLATE_LIMIT:
-                raise ValueError(f"'{prefix}{name}' claims data that is not in the file")
-            yield prefix + name, item
 
 
 def _stored_paths(model: dict, store: Any) -> Iterator[tuple[str, str]]:

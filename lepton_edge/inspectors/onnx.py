@@ -28,7 +28,13 @@ QUANTIZED = (
 
 def inspect(path: str) -> dict[str, Any]:
     """Reads the graph, fixes a free batch to one, infers shapes and counts."""
-    model = _load(path)
+    try:
+        return _report(path, _load(path))
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError) as problem:  # what contradicts itself
+        raise damaged(path, "ONNX", problem) from problem
+
+
+def _report(path: str, model: Any) -> dict[str, Any]:
     shapes = shapes_of(model)
     weights = Initializers(path, model.graph)
     nodes = list(nodes_of(model.graph))

@@ -93,7 +93,7 @@ def _read(path: str) -> Any:
         )
     try:
         return openvino.Core().read_model(path, str(binary))
-    except RuntimeError as problem:
+    except (RuntimeError, UnicodeDecodeError) as problem:  # the latter for texts of the file that its own error holds
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         raise damaged(path, "OpenVINO IR", lines[-1] if lines else problem) from problem
 

@@ -75,6 +75,8 @@ def inspect(path: str) -> dict[str, Any]:
         IndexError,
         AttributeError,
         OSError,
+        EOFError,
+        RuntimeError,
     ) as problem:
         raise damaged(path, "PT2", problem) from problem
 
@@ -238,7 +240,7 @@ class _Stored:
         if kind is None:
             return
         name = entry[kind]["arg"]["name"]
-        full = next(value for key, value in entry[kind].items() if key.endswith("_name"))
+        (full,) = (value for key, value in entry[kind].items() if key.endswith("_name"))
         meta = values[name]
         dtype, code = DTYPES.get(meta["dtype"], ("", ""))
         count = prod(int(size["as_int"]) for size in meta["sizes"])

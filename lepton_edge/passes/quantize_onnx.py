@@ -13,7 +13,7 @@ from lepton_edge.passes._samples import Progress, Samples, one_line, silent
 from lepton_edge.quant import schemes
 from lepton_edge.texts import byte_count
 
-REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20")
+REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20", "ml-dtypes>=0.5")
 COST = 0.5  # what it writes keeps its scales in TFLite and OpenVINO too, so quantizing here comes first
 GROWN = 0.05
 _REDUCE = ("auto", "on", "off")

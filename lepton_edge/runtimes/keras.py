@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ import numpy as np
 REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "h5py>=3.11")
 SHARED = True  # with the steps, for importing TensorFlow takes seconds
 FORMATS = ("keras", "h5")
+# What json, zipfile and h5py raise for damaged files.
+UNREADABLE = (OSError, LookupError, ArithmeticError, TypeError, AttributeError, EOFError, RuntimeError, ValueError,
+              zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 class Session:
@@ -63,6 +69,7 @@ def load(model: str, *, threads: int = 1, trust: bool = False, **options: Any) -
     config, version, suffix = _config(model)
     if not trust:
         _refuse_code(config, model)
+        check_weights(model)
     import tensorflow as tf
 
     try:  # only possible before TensorFlow's first operation
@@ -122,7 +129,7 @@ def _config(model: str) -> tuple[Any, str, str]:
         if raw is None:
             raise ValueError("it holds no model config (weights only?)")
         return json.loads(raw), version.decode() if isinstance(version, bytes) else str(version), "h5"
-    except (OSError, KeyError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ValueError(f"cannot read '{model}' as a Keras model: {_first_line(error)}") from error
 
 
@@ -146,6 +153,55 @@ def _refuse_code(config: Any, model: str, layer: str = "") -> None:
     for key, value in parts:
         if key != "compile_config":
             _refuse_code(value, model, layer)
+
+
+DEFLATE_LIMIT = 1100  # no compressor of HDF5 gains more: a dataset that claims to is a trap
+
+
+def datasets(store: Any, size: int) -> Iterator[tuple[str, Any]]:
+    """(path, dataset) of every weight in an HDF5 file of ``size`` bytes.
+
+    Raises ValueError for links out of the file and impossible sizes, which Keras would follow and make room for.
+    """
+    import h5py
+
+    todo = [("", store)]
+    while todo:
+        prefix, group = todo.pop(0)
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise ValueError(f"'{prefix}{name}' links out of the file")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                todo.append((f"{prefix}{name}/", item))
+                continue
+            if item.external or item.is_virtual or item.nbytes > size * DEFLATE_LIMIT:
+                raise ValueError(f"'{prefix}{name}' claims data that is not in the file")
+            yield prefix + name, item
+
+
+def check_weights(model: str) -> None:
+    """Raise ValueError where a .keras or .h5 file has weights that are not in it."""
+    import h5py
+
+    try:
+        with Path(model).open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped:
+            with zipfile.ZipFile(model) as archive, tempfile.TemporaryFile() as copy:
+                if "model.weights.h5" not in archive.namelist():  # in an .npz, which holds all that it claims
+                    return
+                with archive.open("model.weights.h5") as member:
+                    shutil.copyfileobj(member, copy)
+                size = copy.tell()
+                with h5py.File(copy, "r") as store:
+                    list(datasets(store, size))
+        else:
+            with h5py.File(model, "r") as store:
+                list(datasets(store, Path(model).stat().st_size))
+    except UNREADABLE as error:
+        raise ValueError(f"cannot read the weights of '{model}': {_first_line(error)}") from error
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -184,8 +240,6 @@ def mended(path: str, folder: str) -> str | None:
     In this format the operator `a + b` and the layer `Add` have one name, and Keras rebuilds either as the layer, which
     takes its tensors as a list: a model with an operator in it fails with "too many positional arguments".
     """
-    import shutil
-
     import h5py
 
     with h5py.File(path, "r") as file:

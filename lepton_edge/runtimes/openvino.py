@@ -73,7 +73,7 @@ def load(model: str, *, threads: int = 1, device: str = "CPU", precision: str = 
         config["INFERENCE_PRECISION_HINT"] = precision
     try:
         compiled = core.compile_model(core.read_model(path), device, config)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter for texts of the file that its own error holds
         raise ValueError(f"{path.name}: OpenVINO cannot load it: {_one_line(error)}") from error
     info = {
         "runtime": "openvino",

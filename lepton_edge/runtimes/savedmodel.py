@@ -62,9 +62,9 @@ def load(model: str, *, threads: int = 1, **options: Any) -> Session:
                 raise ValueError(f"'{model}' has operation {node.op} ('{node.name}'): refused")
     try:
         loaded = tf.saved_model.load(model)
+        signatures = dict(loaded.signatures)
     except Exception as error:  # TensorFlow raises OSError, its own OpError, KeyError, ValueError and others
         raise ValueError(f"TensorFlow cannot load '{model}': {_first_line(error)}") from error
-    signatures = dict(loaded.signatures)
     if "serving_default" not in signatures and len(signatures) != 1:
         raise ValueError(f"'{model}' has no signature 'serving_default' (found: {sorted(signatures) or 'none'})")
     return Session(loaded, signatures.get("serving_default") or next(iter(signatures.values())))

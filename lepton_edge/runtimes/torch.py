@@ -182,7 +182,7 @@ def load_program(model: str) -> Any:
     name = Path(model).name
     try:
         clean = _clean_archive(model)
-    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+    except (zipfile.BadZipFile, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{name}: not a .pt2 archive ({type(error).__name__}: {_one_line(error)})") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
@@ -308,7 +308,9 @@ def _clean_program(document: dict[str, Any]) -> dict[str, Any]:
     _clean_node(module["graph"])
     _clean_node(module["signature"])
     ranges = document["range_constraints"]
-    root = next(call for call in module["module_call_graph"] if call["fqn"] == "")
+    root = next((call for call in module["module_call_graph"] if call["fqn"] == ""), None)
+    if root is None:
+        raise ValueError("nothing in it says how the program is called")
     signature = root["signature"]
     for argument in signature.get("forward_arg_names") or ():
         _check(_ARGUMENT, argument, "argument name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def read_config(path: str) -> tuple[dict[str, Any], str]:
             config = json.loads(archive.read("config.json"))
             names = archive.namelist()
             meta = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValueError) as error:
         raise LeptonError(
             f"'{path}' is not a complete .keras archive: {first_line(error)}", hint="the file may be cut short"
         ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_edge.errors import LeptonError, first_line
-from lepton_edge.runtimes.keras import mended
+from lepton_edge.runtimes.keras import check_weights, mended
 from lepton_edge.tf_export.config import read_config, sniff
 from lepton_edge.tf_export.scan import scan_config
 from lepton_edge.tf_export.source import layers_of
@@ -34,6 +34,10 @@ def load_keras(path: str, trust: bool = False) -> tuple[Any, list[str]]:
 
     if not trust:
         scan_config(config, known, path)
+        try:
+            check_weights(path)
+        except ValueError as error:
+            raise LeptonError(str(error), hint="the file may be damaged: copy or save it again") from error
     kind = sniff(path)
     notes: list[str] = []
     try:

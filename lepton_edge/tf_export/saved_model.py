@@ -22,12 +22,12 @@ def load_signature(path: str) -> Source:
     _scan_saved_model(path)
     try:
         loaded = tf.saved_model.load(path)
+        signatures = dict(loaded.signatures)
     except Exception as error:  # TensorFlow raises OSError, its own OpError, KeyError, ValueError and others
         raise LeptonError(
             f"TensorFlow cannot load the SavedModel '{path}': {first_line(error)}",
             hint="check that its variables/ folder is complete and that no custom operation is needed",
         ) from error
-    signatures = dict(loaded.signatures)
     if "serving_default" not in signatures and len(signatures) != 1:
         found = ", ".join(sorted(signatures)) or "none"
         raise LeptonError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -117,8 +118,12 @@ def _written(
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     ins, outs = ({name: view[0] for name, view in ports.items()} for ports in (inputs, outputs))
     try:
-        with aside.open("wb") as file:
-            file.write(emitter.writer.view(ins, outs, "Lepton Edge, from ONNX"))
+        try:
+            content = emitter.writer.view(ins, outs, "Lepton Edge, from ONNX")
+        except (TypeError, struct.error) as error:  # sizes and attributes are 32-bit integers there
+            raise NoWay(f"TFLite cannot hold a number of this model: {error}", hint=_HINT) from error
+        aside.write_bytes(content)
+        del content
         counts = Counter(op.code for op in emitter.writer.operators)
         emitter.clear()
         release()
@@ -171,9 +176,14 @@ def emit(
         except Unsupported as error:
             problems.append(error.message)
             _stand_in(e, node)
+        except KeyError as error:  # nothing of the graph makes this tensor, or says its sizes
+            raise NoWay(f"{node.op} '{node.name}': nothing is known of tensor {error}", hint=_HINT) from error
     if problems:
         raise NoWay("; ".join(problems), hint=_HINT)
-    return e, inputs, _outputs(e, {i for i, _ in inputs.values()})
+    try:
+        return e, inputs, _outputs(e, {i for i, _ in inputs.values()})
+    except IndexError as error:
+        raise NoWay("the file gives an output another number of axes than what makes it has", hint=_HINT) from error
 
 
 def _complete(e: Emitter, node: Node, used: set[str]) -> None:

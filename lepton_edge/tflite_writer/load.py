@@ -7,6 +7,7 @@ leaves a hole, one run on seeded input.
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from contextlib import suppress
@@ -19,6 +20,7 @@ from lepton_edge.errors import LeptonError, NoWay
 from lepton_edge.shapes import parse
 from lepton_edge.tflite_writer.graph import Graph, Node
 
+LARGEST = 2**29  # values in a tensor: TFLite counts bytes in 32 bits
 _NARROW = {"float64": "float32", "float16": "float32", "bfloat16": "float32"}
 
 
@@ -49,6 +51,9 @@ def _parsed(path: str, *, external: bool = True) -> Any:
         raise LeptonError(
             f"{Path(path).name} is not an ONNX model, or an empty or truncated one", hint="export it again"
         )
+    # What is no UTF-8 comes as bytes.
+    if not all(isinstance(text, str) for n in model.graph.node for text in (n.op_type, *n.input, *n.output)):
+        raise LeptonError(f"{Path(path).name} is damaged: a name in it is no text", hint="export it again")
     return model
 
 
@@ -131,6 +136,10 @@ def fix_inputs(model: Any, input_shapes: str = "") -> list[str]:
             f"TFLite files have static shapes, and these input axes are free: {', '.join(free)}",
             hint="set input_shapes, for example 'x=1,3,224,224'",
         )
+    for item in inputs:
+        sizes = [dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        if math.prod(sizes) > LARGEST:
+            raise LeptonError(f"input '{item.name}' is {sizes}, more than a TFLite file can take", "check its sizes")
     kept = [i for i in model.graph.input if i.name not in held]
     del model.graph.input[:]  # initializers listed as inputs may be overridden, so nothing would fold them
     model.graph.input.extend(kept)
