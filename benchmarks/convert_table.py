@@ -32,8 +32,15 @@ def write_section(page: Path, results: Path) -> None:
 def section(results: Path) -> list[str]:
     """All the lines of the section."""
     lines = ["# Conversions"]
-    parts = {"float32": _matrix, "float16": _halves, "int8": _integers, "versus": _versus, "agreement": _agreement, "node_tests": _node_tests,
-             "latency": _latency}  # fmt: skip
+    parts = {
+        "float32": _matrix,
+        "float16": _halves,
+        "int8": _integers,
+        "versus": _versus,
+        "agreement": _agreement,
+        "node_tests": _node_tests,
+        "latency": _latency,
+    }
     for name, table in parts.items():
         file = results / f"{name}.json"
         if file.is_file():

@@ -108,8 +108,9 @@ def test_onnx_that_contradicts_itself(tmp_path, change, told):
 
 def test_bisection_leaves_out_what_nobody_reads(tmp_path):
     onnx = pytest.importorskip("onnx")
-    from lepton_edge.cuts.onnx import inspect
     from onnx import TensorProto, helper
+
+    from lepton_edge.cuts.onnx import inspect
 
     nodes = [helper.make_node("Dropout", ["x"], ["d", "mask"]), helper.make_node("Relu", ["d"], ["y"])]
     ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy"]
