@@ -33,7 +33,7 @@ def call(place: Remote, function: str, file: Path = DEPLOYING, /, **args: Any) -
             raise LeptonError(e.message, "choose a folder that the user there may write to, with --to") from e
         raise
     if isinstance(answer, dict) and answer.get("problem"):
-        raise LeptonError(f"{place.title}: {answer['problem']}", answer.get("hint") or FREE)
+        raise LeptonError(f"{place.title}: {answer['problem']}", answer.get("hint", ""))
     return answer
 
 

@@ -106,6 +106,10 @@ def test_what_is_there_already_is_mended_and_not_sent_again(bundles, there_):
     victim = app(there_) / "versions" / first["version"] / "net.sums"
     size = victim.stat().st_size
     victim.write_text("damaged")
+    deploy(bundles[1], there_)
+    with pytest.raises(LeptonError, match=r"net\.sums there differs from the manifest"):
+        api.rollback(there_["device_name"], "net", root=there_["root"])
+    assert label(there_) == "label of 2"
     assert deploy(bundles[0], there_)["sent_bytes"] == size
     assert label(there_) == "label of 1"
 
@@ -214,8 +218,9 @@ def test_no_room_is_told_before_anything_is_sent(bundles, there_, monkeypatch):
     for told in big.values():
         told["size_bytes"] = 10**15
     monkeypatch.setattr("lepton_edge.deploy.Bundle.files", lambda bundle: big)
-    with pytest.raises(LeptonError, match=r"are needed in .*/net, and .* are free"):
+    with pytest.raises(LeptonError, match=r"are needed in .*/net, and .* are free") as told:
         deploy(bundles[0], there_)
+    assert "free some space" in told.value.hint
     assert not app(there_).exists()
 
 

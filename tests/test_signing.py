@@ -62,6 +62,9 @@ def test_what_was_changed_after_it_was_signed(bundle, keys):
     manifest.write_text(manifest.read_text() + " ")
     for asked in ({}, {"key": public(keys[0])}):
         assert "does not hold" in check(bundle, **asked)["problem"]
+    for junk in (b"", b"junk", b"\xff"):
+        (bundle / "manifest.json.sig").write_bytes(junk)
+        assert "is not a signature" in check(bundle)["problem"] and "problem" in check(bundle, key=public(keys[0]))
     signing.sign(bundle, keys[0])
     assert check(bundle)["signer"], "signed again"
 

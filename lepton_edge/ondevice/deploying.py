@@ -75,7 +75,8 @@ def claim(root: str, name: str, by: str, create: bool = True) -> dict:
         if os.path.isdir(folder) and os.listdir(folder):
             return {"problem": f"{folder} holds something else than an application", "hint": "choose another --name"}
         if not create:
-            return {"problem": f"there is no application '{name}' in {os.path.dirname(folder)}", "hint": ""}
+            hint = "'deploy --list' shows those that are there"
+            return {"problem": f"there is no application '{name}' in {os.path.dirname(folder)}", "hint": hint}
     for part in ("versions", "runtimes"):
         os.makedirs(os.path.join(folder, part), exist_ok=True)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -121,21 +122,23 @@ def begin(folder: str, version: str, sha256: str, files: dict, more: int) -> dic
 def _room(folder: str, need: int) -> dict:
     free = shutil.disk_usage(folder).free
     if free - MARGIN < need:
-        return {"problem": f"{_size(need)} are needed in {folder}, and {_size(free)} are free"}
+        hint = "free some space on it, or choose another folder with --to"
+        return {"problem": f"{_size(need)} are needed in {folder}, and {_size(free)} are free", "hint": hint}
     return {}
 
 
 def verify(place: str, sha256: str) -> dict:
-    """{"problem"}: whether every file that the manifest lists is there unchanged, and the manifest is the one meant."""
+    """{"problem", "hint"}: "" when every file that the manifest lists is there unchanged, and it is the one meant."""
+    hint = "deploy the bundle again: what is damaged is sent anew"
     manifest = os.path.join(place, "manifest.json")
     if _digest(manifest) != sha256:
-        return {"problem": "manifest.json there is not the one that was sent"}
+        return {"problem": "manifest.json there is not the one that was sent", "hint": hint}
     for name, told in json.loads(_read(manifest))["files"].items():
         path = os.path.realpath(os.path.join(place, name))
         if not path.startswith(os.path.realpath(place) + os.sep):
-            return {"problem": f"the manifest names a file outside of the bundle: {name}"}
+            return {"problem": f"the manifest names a file outside of the bundle: {name}", "hint": "do not use it"}
         if _digest(path) != told["sha256"]:
-            return {"problem": f"{name} there differs from the manifest (its SHA-256 does)"}
+            return {"problem": f"{name} there differs from the manifest (its SHA-256 does)", "hint": hint}
     return {"problem": ""}
 
 

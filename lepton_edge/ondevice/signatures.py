@@ -32,7 +32,10 @@ def check(place: str, pinned: str, key: str) -> dict:
     if first:
         if SSH not in signed:
             return {"problem": "a minisign signature is checked with a key only", "hint": "give it with --key FILE"}
-        wanted = _embedded(os.path.join(place, SSH))
+        try:
+            wanted = _embedded(os.path.join(place, SSH))
+        except (ValueError, struct.error):
+            return {"problem": f"{SSH} is not a signature", "hint": "sign the bundle again"}
     ours, tool = (MINISIGN, "minisign") if "minisign public key" in wanted.splitlines()[0] else (SSH, "ssh-keygen")
     if ours not in signed:
         return {"problem": f"the bundle has no {ours}, and has to", "hint": "sign it with the key that is pinned"}
@@ -77,7 +80,7 @@ def _embedded(signature: str) -> str:
     with open(signature, encoding="ascii") as f:
         blob = base64.b64decode("".join(line.strip() for line in f if not line.startswith("-----")))
     if blob[:6] != b"SSHSIG":
-        raise ValueError(f"{SSH} is not an SSH signature")
+        raise ValueError(signature)
     (size,) = struct.unpack(">I", blob[10:14])
     key = blob[14 : 14 + size]
     (size,) = struct.unpack(">I", key[:4])
