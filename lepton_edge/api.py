@@ -285,6 +285,8 @@ def bench(
         compared = any(d.is_reached for d in where)
         subjects = elsewhere.subjects(road, models, recipe, runtime, compared=compared)
         visits = boards.visit_all(road, where, benching.work(subjects, recipe, ask, wheels))
+    if (given_up := visits[0].error) and all(v.error for v in visits):
+        raise given_up
     rows, environments = benching.gathered(visits, subjects, ask)
     if all(r["error"] for r in rows):
         raise LeptonError(rows[0]["error"]["message"], rows[0]["error"]["hint"])
