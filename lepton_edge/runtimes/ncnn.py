@@ -1,8 +1,7 @@
-"""ncnn on the CPU or on a GPU through Vulkan, in float32."""
+"""ncnn on the CPU, in float32."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +9,24 @@ import numpy as np
 
 REQUIRES = ("ncnn>=1.0.20240820",)
 FORMATS = ("ncnn",)
-DEVICES = {
-    "cpu": {},
-    "vulkan": {"options": {"device": "vulkan"}, "environ": {"LEPTON_EDGE_GPU": "1"}},
-}
 MAGIC = "7767517"
 
 
-def unusable(device: str) -> tuple[str, str] | None:
-    """Why ncnn cannot use a device, and the fix; None where it can."""
-    import ncnn
-
-    count = ncnn.get_gpu_count() if hasattr(ncnn, "get_gpu_count") else 0
-    if count:
-        return None
-    if not hasattr(ncnn, "get_gpu_count"):
-        return f"this build of ncnn ({ncnn.__version__}) is without Vulkan", "install a build of ncnn with NCNN_VULKAN"
-    return f"ncnn {ncnn.__version__} finds no Vulkan device", "install a Vulkan loader and driver"
-
-
-def load(model: str, *, threads: int = 1, device: str = "cpu") -> Session:
+def load(model: str, *, threads: int = 1) -> Session:
     """Open a .param file with its .bin beside it, computed in float32: ncnn's own choice is half precision.
 
-    Raises ValueError for files that are damaged, layers that ncnn does not have, and a device that is not there.
+    Raises ValueError for files that are damaged, and layers that ncnn does not have.
     """
     layers = read_param(model)
-    if device not in DEVICES:
-        raise ValueError(f"unknown device '{device}'; known: {', '.join(DEVICES)}")
     import ncnn
 
-    if device != "cpu" and (why := unusable(device)):
-        raise ValueError(f"device '{device}': {why[0]}")
     path = Path(model)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ValueError(f"{path.name}: its weights {weights.name} are missing")
     net = ncnn.Net()
     net.opt.num_threads = threads
-    net.opt.use_vulkan_compute = device == "vulkan"
+    net.opt.use_vulkan_compute = False
     for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed"):
         if hasattr(net.opt, f"use_{option}"):
             setattr(net.opt, f"use_{option}", False)
@@ -56,16 +35,13 @@ def load(model: str, *, threads: int = 1, device: str = "cpu") -> Session:
     # It reads as far as it needs: a file that is too short leaves layers empty, one that is too long is another's.
     if net.load_model(str(weights)) != 0:
         raise ValueError(f"{path.name}: ncnn cannot load {weights.name}: it is damaged or of another model")
-    on_gpu = {"nodes": len(layers), "of": len(layers), "partitions": 1, "left": {}}
-    if device == "vulkan":
-        left = Counter(layer.type for layer in net.layers() if not layer.support_vulkan and layer.type != "Input")
-        on_gpu = {"nodes": len(layers) - sum(left.values()), "of": len(layers), "partitions": 1, "left": dict(left)}
+    count = sum(layer["type"] != "Input" for layer in layers)
     info = {
         "runtime": "ncnn",
         "version": ncnn.__version__,
-        "device": device,
+        "device": "cpu",
         "precision": "f32",
-        "delegated": on_gpu,
+        "delegated": {"nodes": count, "of": count, "partitions": 1, "left": {}},
         "threads": threads,
     }
     return Session(net, layers, info)
