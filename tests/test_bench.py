@@ -33,7 +33,12 @@ class Sim:
     def call(self, file, function, **args):
         if function == "snapshot":
             self.readings += 1
-            return {"wall_s": float(self.readings), "busy_cpu_s": 1.5 * self.readings, "ours_cpu_s": self.readings}
+            return {
+                "wall_s": float(self.readings),
+                "busy_cpu_s": 1.5 * self.readings,
+                "ours_cpu_s": self.readings,
+                "cores": 2,
+            }
         if function == "probe":
             reason = "" if self.watts else "no counters"
             return {"source": "rapl" if self.watts else None, "of": "packages", "reason": reason}
@@ -309,6 +314,9 @@ def test_the_document(fake_model, tmp_path):
     assert there["machine_id"] == there["host"]["machine_id"] and there["before"]["wall_s"] < there["after"]["wall_s"]
     assert there["host"]["cpu"] and there["after"]["unknown"] is not None
     text = (tmp_path / "out" / "bench.json").read_text()
+    bench_record.write({"name": "[ 1, 2 ]", "rows": [[1, -2.5], []]}, tmp_path / "small.json")
+    assert json.loads((tmp_path / "small.json").read_text()) == {"name": "[ 1, 2 ]", "rows": [[1, -2.5], []]}
+    assert "[1,-2.5]" in (tmp_path / "small.json").read_text()
     assert "samples_ns" in text and len(text.splitlines()) < 3000, "a sample a line"
 
 

@@ -90,7 +90,7 @@ def test_readings_of_this_machine():
 def window(**changes):
     """Readings around ten quiet seconds on four cores; ``after`` is what changed in between."""
     before = {
-        "wall_s": 0.0, "busy_cpu_s": 100.0, "steal_cpu_s": 0.0, "ours_cpu_s": 50.0, "temperature_c": 60.0,
+        "wall_s": 0.0, "cores": 4, "busy_cpu_s": 100.0, "steal_cpu_s": 0.0, "ours_cpu_s": 50.0, "temperature_c": 60.0,
         "frequency_mhz": [2000.0, 1000.0], "throttle_events": 5, "throttle_flags": None, "cooling": 0,
         "quota": {"throttled": 3, "seconds": 1.0}, "on_battery": False,
         "governor": {"governor": "schedutil", "driver": "cpufreq-dt"},
@@ -116,15 +116,15 @@ def window(**changes):
     ],
 )
 def test_what_disturbs_is_said_with_what_to_do(changes, said):
-    (text,) = noise.doubts(window(**changes), {"cores": 4})
+    (text,) = noise.doubts(window(**changes))
     assert all(part in text for part in said), text
 
 
 def test_a_quiet_machine_is_not_doubted():
-    assert noise.doubts(window(), {"cores": 4}) == [] and noise.doubts([], {}) == []
-    assert noise.doubts(window(governor={"governor": "powersave", "driver": "intel_pstate"}), {"cores": 4}) == []
+    assert noise.doubts(window()) == [] and noise.doubts([]) == []
+    assert noise.doubts(window(governor={"governor": "powersave", "driver": "intel_pstate"})) == []
     nothing = {key: None for key in window()[0][0]}
-    assert noise.doubts([(nothing, nothing)], {"cores": 4}) == [] and noise.others([(nothing, nothing)]) is None
+    assert noise.doubts([(nothing, nothing)]) == [] and noise.others([(nothing, nothing)]) is None
 
 
 def latency(**changes):
