@@ -19,6 +19,7 @@ from lepton_edge import noise
 from lepton_edge.errors import LeptonError, PlaceLost, UsageError
 from lepton_edge.launch import Worker
 from lepton_edge.place import Here, Place
+from lepton_edge.recipe import Bench
 from lepton_edge.registry import Runtime
 from lepton_edge.stats import median, ratio, summarize
 
@@ -68,6 +69,11 @@ class How:
     threads: int = 1
     cpus: tuple[int, ...] = ()
     seed: int = 0
+
+    @classmethod
+    def asked(cls, recipe: Bench, threads: int, seed: int) -> How:
+        """As a recipe asks, on so many threads. Raises UsageError for processors that cannot be read."""
+        return cls(recipe.seconds, recipe.rounds, recipe.processes, threads, cpu_list(recipe.cpus), seed)
 
     def shares(self) -> list[int]:
         """The rounds that each process gets."""

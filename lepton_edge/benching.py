@@ -36,15 +36,7 @@ def measured(
     What fails is a row with its error. Raises LeptonError for a model that cannot be opened here.
     """
     host = place.call(HOST, "host_info")
-    threads = record.threads(recipe, device, host)
-    how = bench.How(
-        recipe.bench.seconds,
-        recipe.bench.rounds,
-        recipe.bench.processes,
-        threads,
-        bench.cpu_list(recipe.bench.cpus),
-        road.seed,
-    )
+    how = bench.How.asked(recipe.bench, record.threads(recipe, device, host), road.seed)
     rows, entrants = _entrants(road, models, recipe, device, place, runtime, ask)
     road.workers.drop()
     road.progress.stage(f"measuring latency on {place.name}, models in turn")

@@ -199,10 +199,7 @@ def _stay(
         for j, r in ((j, rows[j.name]) for j in fit)
         if r.runtime and r.answers
     ]
-    timings = bench.measure(
-        entrants, seconds=how.seconds, rounds=how.rounds, threads=threads, seed=road.seed, place=at,
-        progress=road.progress.update,
-    )  # fmt: skip
+    timings = bench.measure(entrants, bench.How.asked(how, threads, road.seed), at, road.progress.update).timings
     for job in fit:
         timing = timings[job.name]
         rows[job.name] = replace(rows[job.name], timing=timing, error=timing.error)
