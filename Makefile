@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test check bench bench-quant bench-convert clean
+.PHONY: demo test check bench bench-quant bench-convert bench-harness clean
 
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
@@ -27,6 +27,11 @@ bench-quant: .venv/.test
 
 bench-convert: .venv/.test
 	$(BIN)/python benchmarks/convert.py
+
+# About an hour on a quiet machine; makes an environment for LoadGen the first time.
+bench-harness: .venv/.test
+	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/cross_check.py
 
 clean:
 	rm -rf .venv build lepton-out *.egg-info

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lepton_edge import noise
 from lepton_edge.errors import LeptonError, PlaceLost, UsageError
 from lepton_edge.launch import Worker
 from lepton_edge.place import Here, Place
+from lepton_edge.recipe import Bench
 from lepton_edge.registry import Runtime
 from lepton_edge.stats import median, ratio, summarize
 
@@ -67,6 +69,11 @@ class How:
     threads: int = 1
     cpus: tuple[int, ...] = ()
     seed: int = 0
+
+    @classmethod
+    def asked(cls, recipe: Bench, threads: int, seed: int) -> How:
+        """As a recipe asks, on so many threads. Raises UsageError for processors that cannot be read."""
+        return cls(recipe.seconds, recipe.rounds, recipe.processes, threads, cpu_list(recipe.cpus), seed)
 
     def shares(self) -> list[int]:
         """The rounds that each process gets."""
@@ -148,8 +155,8 @@ def measure(
                 with _kept(records[name]):
                     records[name].peaks.append(worker.call("usage")["peak_rss_mb"])
     say(sum(shares), sum(shares), "measured")
-    busy = noise.others(windows)
-    return Measured({e.name: _timing(records[e.name], e, how, place, busy) for e in entrants}, windows)
+    seen = {"kind": place.kind, "others_cores": noise.others(windows), "doubts": noise.doubts(windows)}
+    return Measured({e.name: _timing(records[e.name], e, how, seen) for e in entrants}, windows)
 
 
 class _kept:
@@ -197,14 +204,14 @@ def _pids(records: dict[str, _Record], workers: dict[str, Worker]) -> list[int]:
     return [records[name].starts[-1]["pid"] for name in workers]
 
 
-def _timing(record: _Record, e: Entrant, how: How, place: Place, busy: float | None) -> Timing:
+def _timing(record: _Record, e: Entrant, how: How, seen: dict[str, Any]) -> Timing:
     info = record.loads[0]["info"] if record.loads else None
     if record.error:
         return Timing(None, info, record.error)
     warm = [s["warmup"] for s in record.starts]
     seconds = sum(map(sum, record.rounds)) / 1e9
     figures = {
-        "kind": place.kind,
+        **seen,
         **summarize(record.rounds, record.processes),
         "processes": len(warm),
         "batch": e.batch,
@@ -217,7 +224,6 @@ def _timing(record: _Record, e: Entrant, how: How, place: Place, busy: float | N
         "peak_rss_mb": max(record.peaks),
         "threads": how.threads,
         "cpus": record.starts[-1]["cpus"],
-        "others_cores": busy,
         "involuntary_per_s": round(record.involuntary / seconds, 1),
         "process_of_round": record.processes,
         "samples_ns": record.rounds,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lepton_edge.artifact import Artifact
 from lepton_edge.bench import Measured
 from lepton_edge.errors import LeptonError, UsageError
 from lepton_edge.feeds import Feed
+from lepton_edge.record import save_json
 
 SCHEMA = "lepton-edge.bench/1"
 NAME = "bench.json"
@@ -69,7 +69,7 @@ def environment(host: dict[str, Any], measured: Measured) -> dict[str, Any]:
         "before": windows[0][0] if windows else None,
         "after": windows[-1][1] if windows else None,
         "others_cores": noise.others(windows),
-        "warnings": noise.doubts(windows, host),
+        "warnings": noise.doubts(windows),
         "notes": [],
     }
 
@@ -113,14 +113,10 @@ def check(out: Path) -> None:
 
 
 def write(document: dict[str, Any], out: Path) -> Path:
-    """Write the document to ``place_of(out)``, aside first; lists of numbers stand on one line. Returns the file."""
+    """Write the document to ``place_of(out)``, aside first. Returns the file."""
     path = place_of(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=1, allow_nan=False, default=str)
-    text = re.sub(r"\[\s+(-?\d[-\d.eE+,\s]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", "", m[1]) + "]", text)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    save_json(path, document)
     return path
 
 

@@ -39,14 +39,7 @@ def work(subjects: Sequence[Subject], recipe: Recipe, ask: Ask, wheels: Sequence
     def measured(road: Road, device: Device, place: Place, rows: dict[str, dict]) -> dict[str, Any]:
         host = place.call(HOST, "host_info")
         place.install(wheels)
-        how = bench.How(
-            recipe.bench.seconds,
-            recipe.bench.rounds,
-            recipe.bench.processes,
-            record.threads(recipe, device, host),
-            bench.cpu_list(recipe.bench.cpus),
-            road.seed,
-        )
+        how = bench.How.asked(recipe.bench, record.threads(recipe, device, host), road.seed)
         entrants = []
         for it in subjects:
             entrants += _entrants(road, it, device, place, host, ask, wheels, rows)

@@ -39,12 +39,12 @@ def _spent(windows: Windows, key: str) -> float | None:
     return sum(after[key] - before[key] for before, after in windows)
 
 
-def doubts(windows: Windows, host: dict[str, Any]) -> list[str]:
-    """What the readings of a place say against figures taken between them; ``host`` is its ``host_info``."""
+def doubts(windows: Windows) -> list[str]:
+    """What the readings of a place say against figures taken between them."""
     if not windows:
         return []
     first, last = windows[0][0], windows[-1][1]
-    found = [_throttled(windows), _clock(first, last), _quota(windows), _busy(windows, host), _stolen(windows)]
+    found = [_throttled(windows), _clock(first, last), _quota(windows), _busy(windows), _stolen(windows)]
     return [text for text in (*found, _governor(last), _battery(windows)) if text]
 
 
@@ -83,15 +83,12 @@ def _quota(windows: Windows) -> str:
     )
 
 
-def _busy(windows: Windows, host: dict[str, Any]) -> str:
+def _busy(windows: Windows) -> str:
     busy = others(windows) or 0.0
-    return busy_text(busy, host) if busy > BUSY_CORES else ""
-
-
-def busy_text(busy: float, host: dict[str, Any]) -> str:
-    """What to say where other processes kept ``busy`` cores of a host busy."""
+    if busy <= BUSY_CORES:
+        return ""
     return (
-        f"other processes kept {busy:.1f} of {host.get('cores', '?')} cores busy while latency was measured: "
+        f"other processes kept {busy:.1f} of {windows[-1][1]['cores']} cores busy while latency was measured: "
         "the times are those of a shared machine; end them, or keep away from them with --cpus"
     )
 

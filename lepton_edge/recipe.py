@@ -22,8 +22,9 @@ sparsity = 0.5
 scheme = "w8a8"               # or w8a16, dynamic, w8, w4, float16: see lepton_edge/quant/schemes.py
 
 [bench]
-seconds = 3.0
+seconds = 3.0                 # of measuring a model
 threads = 1
+cpus = "0-3"                  # the processors to keep to while measuring
 ```
 """
 

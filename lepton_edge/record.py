@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import __version__, noise, registry, verify
+from lepton_edge import __version__, registry, verify
 from lepton_edge.artifact import Artifact
 from lepton_edge.candidates import Candidate
 from lepton_edge.choose import choose
@@ -119,10 +120,8 @@ def run_record(
 
 
 def _doubts(machine: dict, base: dict | None, rows: Sequence[dict], device: Device) -> list[str]:
-    found = []
-    busy = max((r["latency"]["others_cores"] or 0.0 for r in rows if r["latency"]), default=0.0)
-    if busy > noise.BUSY_CORES:
-        found.append(noise.busy_text(busy, machine))
+    found: list[str] = []
+    found += dict.fromkeys(text for r in rows if r["latency"] for text in r["latency"]["doubts"])
     if base and base["top1"] < 0.2 and base["top5"] is not None and base["top5"] < 0.4:
         found.append(
             f"the source model itself has top-1 {base['top1']:.3f} on this data: check labels and preprocessing"
@@ -136,9 +135,11 @@ def _doubts(machine: dict, base: dict | None, rows: Sequence[dict], device: Devi
 
 
 def save_json(path: Path, data: Any) -> None:
-    """Write JSON aside, then rename."""
+    """Write JSON aside, then rename; a list of numbers stands on one line."""
+    text = json.dumps(data, indent=1, allow_nan=False, default=str)
+    text = re.sub(r"\[\n\s+(-?\d[-\d.eE+,\s]*?)\n\s*\]", lambda m: "[" + re.sub(r"\s+", "", m[1]) + "]", text)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(data, indent=1, allow_nan=False, default=str), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

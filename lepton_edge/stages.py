@@ -306,7 +306,7 @@ def timed(
     """The latency of models by name, ``what`` says which, as the recipe's ``how`` asks: in turn, in fresh workers."""
     road.workers.drop()
     road.progress.stage(f"measuring latency, {what} in turn")
-    asked = bench.How(how.seconds, how.rounds, how.processes, threads, bench.cpu_list(how.cpus), road.seed)
+    asked = bench.How.asked(how, threads, road.seed)
     return bench.measure(entrants, asked, progress=road.progress.update).timings
 
 

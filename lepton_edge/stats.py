@@ -63,8 +63,8 @@ def quantile_interval(ordered: Sequence[float], p: float, count: float | None = 
     ranks = quantile_ranks(worth, p)
     if not ranks:
         return None
-    scale = n / worth
-    return ordered[math.floor((ranks[0] - 1) * scale)], ordered[math.ceil(ranks[1] * scale) - 1]
+    lower, upper = ranks
+    return ordered[(lower - 1) * n // worth], ordered[-(-upper * n // worth) - 1]
 
 
 def _binomial(n: int, p: float, k: int) -> float:

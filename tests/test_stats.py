@@ -1,6 +1,7 @@
 """Percentiles, intervals and ratios."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -65,3 +66,88 @@ def test_proportion_interval_holds_the_proportion(pair):
     hits, count = pair
     low, high = stats.proportion_interval(hits, count)
     assert 0 <= low <= hits / count + 1e-9 and hits / count - 1e-9 <= high <= 1
+
+
+def exactly_below(n, p, k):
+    """P(B < k), B ~ Binomial(n, p), in fractions."""
+    return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k))
+
+
+@given(st.integers(1, 120), st.sampled_from([(1, 2), (9, 10), (19, 20), (3, 4), (1, 10)]))
+def test_ranks_are_the_tightest_that_hold_95_percent(n, share):
+    p, tail = Fraction(*share), Fraction(25, 1000)
+    ranks = stats.quantile_ranks(n, float(p))
+    if ranks is None:
+        # Either no order statistic is low enough, or none is high enough.
+        assert exactly_below(n, p, 1) > tail or 1 - exactly_below(n, p, n) > tail
+        return
+    low, high = ranks
+    assert 1 <= low < high <= n
+    assert exactly_below(n, p, low) <= tail < exactly_below(n, p, low + 1)
+    assert 1 - exactly_below(n, p, high) <= tail < 1 - exactly_below(n, p, high - 1)
+
+
+@pytest.mark.parametrize(("p", "needed"), [(0.5, 6), (0.9, 36), (0.95, 73), (0.99, 368)])
+def test_samples_needed(p, needed):
+    assert abs(stats.samples_needed(p) - needed) <= 2
+    assert stats.quantile_ranks(stats.samples_needed(p) - 1, p) is None
+
+
+def bursts(rng, rounds=30, length=40):
+    """Exponential times; in one of ten rounds all are three times as slow, so a tenth of samples decides p90 and up."""
+    return [rng.exponential(size=length) * (3 if rng.random() < 0.1 else 1) for _ in range(rounds)]
+
+
+def test_bursts_make_samples_worth_less_and_intervals_honest():
+    rng = np.random.default_rng(0)
+    true = np.quantile(np.concatenate(bursts(rng, 20000)), 0.9)
+    hits, naive, shown = 0, 0, 0
+    for _ in range(300):
+        turns = [t.tolist() for t in bursts(rng)]
+        ordered = sorted(v for t in turns for v in t)
+        worth = stats.effective_count(turns, stats.quantile(ordered, 0.9))
+        low, high = stats.quantile_interval(ordered, 0.9)
+        naive += low <= true <= high
+        if interval := stats.quantile_interval(ordered, 0.9, worth):
+            shown += 1
+            hits += interval[0] <= true <= interval[1]
+    assert shown > 250 and hits > 0.9 * shown and naive < 0.85 * 300
+
+
+def test_independent_samples_are_worth_what_they_are():
+    rng = np.random.default_rng(0)
+    worth = [stats.effective_count(rng.exponential(size=(30, 40)).tolist(), -math.log(0.1)) for _ in range(50)]
+    assert max(worth) == 1200 and np.mean(worth) > 900
+    assert stats.effective_count([[1, 1], [2, 2]], 5) == 4
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=8, max_size=400), st.floats(0, 1))
+def test_an_interval_of_fewer_samples_is_of_samples_and_wider(values, share):
+    ordered = sorted(values)
+    full, fewer = (stats.quantile_interval(ordered, 0.5, c) for c in (None, share * len(ordered)))
+    if fewer:
+        assert fewer[0] <= full[0] and full[1] <= fewer[1] and set(fewer) <= set(ordered)
+
+
+def test_processes_that_differ_are_in_the_interval_of_the_median():
+    rng = np.random.default_rng(2)
+    levels = rng.normal(1e6, 2e4, 6)
+    rounds = [[int(v) for v in rng.normal(level, 1e3, 50)] for level in levels for _ in range(5)]
+    apart = stats.summarize(rounds, [p for p in range(6) for _ in range(5)])
+    assert apart["p50_ci"][0] < 1.0 < apart["p50_ci"][1] and apart["p50_worth"] < 20
+    assert apart["p99_ms"] is None, "six levels say nothing of a hundredth"
+
+
+def test_trend():
+    rng = np.random.default_rng(3)
+    assert stats.trend([100 + r + rng.normal() for r in range(30)]) == pytest.approx(0.25, abs=0.05)
+    assert stats.trend([100 - r / 2 + rng.normal() for r in range(30)]) == pytest.approx(-0.15, abs=0.05)
+    assert stats.trend([1, 2, 3]) is None
+    assert sum(stats.trend(rng.normal(100, 1, 30).tolist()) is not None for _ in range(200)) <= 6
+
+
+def test_differences_below_the_resolution_are_none():
+    a, b = [[1005] * 5] * 10, [[1000] * 5] * 10
+    found = stats.ratio(a, b)
+    assert found["verdict"] == "no difference" and found["ci95"] == pytest.approx([1.005, 1.005])
+    assert stats.ratio([[1020] * 5] * 10, b)["verdict"] == "slower"

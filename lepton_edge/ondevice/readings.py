@@ -28,6 +28,7 @@ def snapshot(pids: list[int] | None = None, root: str = "/") -> dict[str, Any]:
     ours = [*(pids or []), os.getpid()]
     return {
         "wall_s": time.monotonic(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "busy_cpu_s": busy,
         "steal_cpu_s": steal,
         "ours_cpu_s": sum(_used(base, pid) for pid in ours),

@@ -1,0 +1,145 @@
+"""Our p50 against that of the runtimes' own tools and MLPerf LoadGen, on the same files and settings, in turn.
+
+    python benchmarks/cross_check.py [NAME ...] [--seconds S] [--times N] [page]
+
+MobileNetV2 float and int8, and the int8 ResNet-8 of MLPerf Tiny, in three formats. Each time round, ours, the runtime's
+own tool and LoadGen run after one another in random order, each in a fresh process; the ratio is that of the pairs,
+with its 95 % t-interval. One thread, batch 1, float parts at f32. See vendor_tool.py for what the tools do otherwise.
+Results: benchmarks/results/cross_check.json and a section of BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from common import RESULTS, Missing, cache, cli, environment, last_words, shared  # noqa: E402
+from page import table, update  # noqa: E402
+
+from lepton_edge import bench, run_feeds, stages, stats  # noqa: E402
+from lepton_edge.progress import Silent  # noqa: E402
+from lepton_edge.recipe import Recipe  # noqa: E402
+
+RESULT = RESULTS / "cross_check.json"
+TOOLS = {"onnx": "bert_perf_test", "tflite": "litert", "openvino": "benchmark_app"}
+TITLES = {
+    "bert_perf_test": "ONNX Runtime (bert_perf_test)",
+    "litert": "LiteRT (benchmark_litert_model)",
+    "benchmark_app": "OpenVINO (benchmark_app)",
+    "loadgen": "MLPerf LoadGen SingleStream",
+}
+SUFFIX = {"onnx": ".onnx", "tflite": ".tflite", "openvino": ".xml"}
+BAR = 0.03
+
+
+def files() -> dict[str, Path]:
+    """The nine files by name, made once into the cache. Raises Missing."""
+    folder = cache("cross_check")
+    float32, tiny = shared("models/mobilenet_v2.onnx"), shared("mlperf_tiny/ic_resnet8_reference_int8.tflite")
+    data = ["--data", shared("imagenet_sample/calib"), "--preprocess", "imagenet", "--preset", "fast"]
+    found = {}
+    for format_, suffix in SUFFIX.items():
+        for name, source, command in (
+            ("mobilenet_v2 float", float32, ["convert"]),
+            ("mobilenet_v2 int8", float32, ["quantize", *data]),
+            ("ic_resnet8 int8", tiny, ["convert"]),
+        ):
+            out = folder / f"{name.replace(' ', '-')}{suffix}"
+            if source.suffix == suffix and command == ["convert"]:
+                out = source
+            elif not out.is_file():
+                verb, *options = command
+                cli(verb, source, *options, "--to", format_, "--out", out)
+            found[f"{name} {format_}"] = out
+    return found
+
+
+def ours(e: bench.Entrant, seconds: float, seed: int) -> dict:
+    """p50 in milliseconds of one fresh process of the harness."""
+    timing = bench.measure([e], bench.How(seconds, processes=1, seed=seed)).timings[e.name]
+    if timing.error is not None or timing.latency is None:
+        raise Missing(f"{e.name}: {timing.error}")
+    return {"p50_ms": timing.latency["p50_ms"], "count": timing.latency["count"]}
+
+
+def theirs(tool: str, e: bench.Entrant, seconds: float, count: int) -> dict:
+    """The same from another tool, in a process of its own."""
+    command = [sys.executable, str(HERE / "vendor_tool.py"), tool, str(e.model), str(e.feed), str(seconds), str(count)]
+    site = environment("loadgen").parent.parent / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+    env = os.environ | {"LOADGEN": str(site), "CI": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    told = [line for line in done.stdout.splitlines() if line.startswith('{"p50_ms"')]
+    if done.returncode or not told:
+        raise Missing(f"{tool} on {e.name}: exit code {done.returncode}: {last_words(done.stderr)}")
+    return json.loads(told[-1])
+
+
+def check(name: str, file: Path, args: argparse.Namespace) -> dict:
+    """All tools on one file, ``args.times`` times round: p50s by tool, and the ratio of ours to each."""
+    with stages.road(cache("scratch"), Silent()) as road:
+        source = stages.load_source(road, file)
+        feed = run_feeds.open_feeds(road, source, Recipe(), seeded=True).evaluation
+        road.workers.drop()
+        e = bench.Entrant(name, source.art.path, source.runtime, feed.folder, {}, source.art.files)
+        order, p50s = random.Random(name), {tool: [] for tool in ("ours", TOOLS[source.art.format], "loadgen")}
+        # A first round warms the disk cache, and says how many runs fill the time.
+        count = max(50, round(args.seconds * 1e3 / ours(e, 0.5, 0)["p50_ms"]))
+        for k in range(args.times):
+            for tool in order.sample(list(p50s), len(p50s)):
+                made = ours(e, args.seconds, k) if tool == "ours" else theirs(tool, e, args.seconds, count)
+                p50s[tool].append(made["p50_ms"])
+    mine = [[v] for v in p50s["ours"]]
+    ratios = {t: stats.ratio(mine, [[v] for v in values]) for t, values in p50s.items() if t != "ours"}
+    return {"p50_ms": p50s, "ratio": ratios}
+
+
+def page(kept: dict) -> list[str]:
+    """The section of BENCHMARKS.md."""
+    lines = [
+        "## Our p50 against the runtimes' own tools and LoadGen",
+        "",
+        "Generated by benchmarks/cross_check.py: fresh processes in random order, time after time; the ratio is ours",
+        "to theirs, paired, with its 95 % interval. One thread, batch 1. The vendors' tools write their input once and",
+        "never read the output; ours counts both, as an application has them.",
+        "",
+    ]
+    rows = []
+    for name, found in kept.items():
+        for tool, ratio in found["ratio"].items():
+            low, high = ratio["ci95"]
+            mine, other = (stats.median(found["p50_ms"][t]) for t in ("ours", tool))
+            within = "yes" if abs(ratio["median"] - 1) <= BAR else "no"
+            figures = [f"{mine:.4g}", f"{other:.4g}", f"{ratio['median']:.3f} [{low:.3f}, {high:.3f}]", within]
+            rows.append([name, TITLES[tool], *figures])
+    return [*lines, *table(["file", "tool", "our p50 ms", "its p50 ms", "ratio", f"within {BAR:.0%}"], rows)]
+
+
+def main() -> None:
+    """Check the files that are asked for and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="part of the names of the files to check (all)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one run of one tool")
+    parser.add_argument("--times", type=int, default=8, help="times round")
+    args = parser.parse_args()
+    kept = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    try:
+        for name, file in files().items() if args.names != ["page"] else ():
+            if not args.names or any(part in name for part in args.names):
+                kept[name] = check(name, file, args)
+                print(name, kept[name]["ratio"], flush=True)
+                RESULT.write_text(json.dumps(kept, indent=1) + "\n")
+    except Missing as error:
+        sys.exit(str(error))
+    update("cross_check", page(kept))
+
+
+if __name__ == "__main__":
+    main()
