@@ -22,7 +22,7 @@ from lepton_edge.errors import LeptonError, WorkerError
 from lepton_edge.launch import Workers, python_path
 
 # How many a format by default: loading costs a millisecond in some, a tenth of a second in others.
-DEFAULT = {"onnx": 100, "tflite": 100, "openvino": 60, "pt2": 25, "torchscript": 25, "keras": 15, "h5": 15,
+DEFAULT = {"onnx": 80, "tflite": 60, "openvino": 60, "pt2": 15, "torchscript": 20, "keras": 15, "h5": 15,
            "savedmodel": 15}  # fmt: skip
 NEEDS = {"pt2": "torch", "torchscript": "torch", "keras": "keras", "h5": "keras", "savedmodel": "keras"}
 CONVERTED = 4  # one in so many of the files that load is converted too
