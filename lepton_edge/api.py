@@ -17,6 +17,7 @@ from lepton_edge import (
     benching,
     boards,
     candidates,
+    candidates_there,
     elsewhere,
     lint,
     placement,
@@ -52,13 +53,15 @@ TARGETS = ("tflite", "onnx", "openvino")
 def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = None) -> dict:
     """The whole road: make float and int8 candidates in every target format, verify and time each, pick one.
 
+    A device that can be reached answers and is timed itself; one that is only described sets the defaults.
     Writes the run folder ``out`` (artifacts/, bundle/, run.json and its reports) and returns run.json.
     """
     start = time.monotonic()
     rundir.check(out)
     recipe = _for_device(recipe)
     device = get_device(recipe.compress.device)
-    threads = record.threads(recipe, device)
+    if not device.is_reached:
+        record.threads(recipe, device)  # too many are refused before any work
     asked = targets(recipe.compress.to)
     formats = asked or targets(device.formats or TARGETS)
     ways = [verbs for _, verbs in candidates.schemes(recipe)]
@@ -76,9 +79,14 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         made = candidates.make(road, source.model(feeds.evaluation), formats, recipe, feeds.by_verb())
         placed = candidates.settle(made, folder / "artifacts", model.stem)
         judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
-        timed = candidates.time(road, judged, recipe, threads)
+        there = None
+        if device.is_reached:
+            timed, there = candidates_there.time(road, judged, device, recipe, feeds.evaluation)
+        else:
+            timed = candidates.time(road, judged, recipe, record.threads(recipe, device))
         candidates.require_one(timed)
-        run = record.run_record(source, feeds, reference, device, recipe, candidates.rows(timed, folder), formats)
+        rows = candidates.rows(timed, folder)
+        run = record.run_record(source, feeds, reference, device, recipe, rows, formats, there)
         run["seconds"] = round(time.monotonic() - start, 1)
         road.progress.stage("writing the bundle")
         record.write_bundle_of_picked(road, folder, run, source, feeds, timed)

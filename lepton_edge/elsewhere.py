@@ -67,8 +67,8 @@ def subjects(
     return found
 
 
-def fewer(road: Road, model: Model, feed: Feed, here: Answers, most: int) -> tuple[Feed, Answers]:
-    """At most ``most`` of the samples that ``model`` answered here, for a device that is slow."""
+def fewer(road: Road, feed: Feed, here: Answers, most: int) -> tuple[Feed, Answers]:
+    """At most ``most`` of the samples that were answered here, for a device that is slow."""
     few, chosen = feeds.thinned(feed, most, road.folder("fewer") / "feed")
     return few, replace(here, outputs={name: array[chosen] for name, array in here.outputs.items()})
 

@@ -61,8 +61,12 @@ def run_record(
     recipe: Recipe,
     rows: list[dict],
     formats: Sequence[str],
+    there: Mapping[str, Any] | None = None,
 ) -> dict:
-    """run.json: what went in, what was measured, what was picked and why."""
+    """run.json: what went in, what was measured, what was picked and why.
+
+    ``there`` is the environment of the device, where the candidates were timed on it: its host stands for ours then.
+    """
     labels = feeds.labels()
     scored = verify.score(reference.outputs, labels) if labels is not None else None
     base = scored.to_json() if scored else None
@@ -76,9 +80,11 @@ def run_record(
             "pareto": row["name"] in front,
             "reason": reasons[row["name"]],
         }
-    machine = host()
+    machine = there["host"] if there else host()
     told = any("guessing reaches" in w for w in feeds.warnings)  # of its accuracy, by lint.py
-    warnings = [*feeds.warnings, *_doubts(machine, None if told else base, rows, device)]
+    noisy = (*there["notes"], *there["warnings"]) if there else _noise(rows)
+    doubts = _doubts(None if told else base, rows, device)
+    warnings = [*feeds.warnings, *(f"{device.name}: {text}" if there else text for text in noisy), *doubts]
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -119,14 +125,18 @@ def run_record(
     }
 
 
-def _doubts(machine: dict, base: dict | None, rows: Sequence[dict], device: Device) -> list[str]:
+def _noise(rows: Sequence[dict]) -> list[str]:
+    """What the machine says against the times that were taken on it, each once."""
+    return list(dict.fromkeys(text for r in rows if r["latency"] for text in r["latency"]["doubts"]))
+
+
+def _doubts(base: dict | None, rows: Sequence[dict], device: Device) -> list[str]:
     found: list[str] = []
-    found += dict.fromkeys(text for r in rows if r["latency"] for text in r["latency"]["doubts"])
     if base and base["top1"] < 0.2 and base["top5"] is not None and base["top5"] < 0.4:
         found.append(
             f"the source model itself has top-1 {base['top1']:.3f} on this data: check labels and preprocessing"
         )
-    if device.name != "local":
+    if device.latency_note():
         found.append(f"latency was measured on this machine, not on {device.title}, which only set the defaults")
     dead = [r["name"] for r in rows if r["status"] == "failed"]
     if dead:
