@@ -78,7 +78,7 @@ def _register() -> None:
     """Leave our pid where the agent of a device looks for it: a worker that hangs there is ended by it."""
     mark = os.environ.get("LEPTON_EDGE_PID_FILE")
     if mark:
-        with open("/proc/self/stat", encoding="utf-8") as f:  # noqa: PTH123
+        with open(f"/proc/self/task/{os.getpid()}/stat", encoding="utf-8") as f:  # noqa: PTH123
             started = f.read().rsplit(")", 1)[1].split()[19]
         with open(mark, "w", encoding="utf-8") as f:  # noqa: PTH123
             f.write(f"{os.getpid()} {started}")

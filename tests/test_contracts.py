@@ -7,7 +7,7 @@ import json
 import pytest
 from packaging.requirements import Requirement
 
-from lepton_edge import registry
+from lepton_edge import registry, transport
 from lepton_edge.device import load_devices
 
 STEPS = {s.name: s for s in registry.steps()}
@@ -82,6 +82,16 @@ def test_a_runtime_declares_its_devices(name):
     functions = {n.name: n for n in tree(runtime.file).body if isinstance(n, ast.FunctionDef)}
     if others:
         assert [a.arg for a in functions["unusable"].args.args] == ["device"], "it tells why a device cannot be used"
+
+
+@pytest.mark.parametrize("name", transport.names())
+def test_a_transport_is_opened_by_title_and_options(name):
+    file = registry.folder("transports") / f"{name}.py"
+    connect = next(n for n in tree(file).body if isinstance(n, ast.FunctionDef) and n.name == "connect")
+    assert [a.arg for a in connect.args.args] == ["title"]
+    assert ast.get_docstring(connect), "the options have to be explained"
+    options = transport.options(name)
+    assert all(v is registry.REQUIRED or isinstance(v, str | int | float) for v in options.values())
 
 
 @pytest.mark.parametrize("name", FORMATS)
