@@ -36,5 +36,5 @@ clean:
 	touch $@
 
 .venv/.test: $(INPUTS)
-	PYTHON=$(PYTHON) scripts/setup.sh onnx,openvino,tflite,tflite-runtime,tensorflow,torch,ncnn,dev
+	PYTHON=$(PYTHON) scripts/setup.sh onnx,openvino,tflite,tflite-runtime,tensorflow,torch,ncnn,micro,dev
 	touch $@ .venv/.demo

@@ -85,6 +85,19 @@ class Runtime:
         return replace(self, name=name, device=device, environ=environ, load=chosen.get("options", {}))
 
 
+@dataclass(frozen=True)
+class Estimator:
+    """One file that tells what a model would take of a target that is not here."""
+
+    name: str
+    file: Path
+    summary: str
+    requires: tuple[str, ...] = ()
+    environ: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
+
+
 def folder(kind: str) -> Path:
     """The project's own folder of a kind: inside the package when installed, beside it in a checkout."""
     inside = PACKAGE / kind
@@ -174,6 +187,24 @@ def runtimes() -> list[Runtime]:
 def targets() -> list[Runtime]:
     """Every runtime on each of its devices."""
     return [runtime.on(device) for runtime in runtimes() for device in runtime.devices]
+
+
+def estimators() -> list[Estimator]:
+    """Every estimator, broken ones included."""
+    found = []
+    for file in _files("estimators"):
+        facts = _read(file, "estimate")
+        requires, environ = tuple(facts.get("REQUIRES", ())), facts.get("ENVIRON", {})
+        found.append(Estimator(file.stem, file, facts["summary"], requires, environ, facts["options"], facts["broken"]))
+    return found
+
+
+def estimator(name: str) -> Estimator:
+    """The estimator of that name, installed or not. Raises UsageError for an unknown one."""
+    known = {e.name: e for e in estimators()}
+    if name not in known:
+        raise UsageError(f"unknown estimator '{name}'", did_you_mean(name, list(known)))
+    return known[name]
 
 
 def runtime(name: str) -> Runtime:

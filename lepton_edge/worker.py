@@ -112,6 +112,14 @@ def _step(state: dict, request: dict, progress) -> dict:
     return function(request["src"], request["dst"], **options) or {}
 
 
+def _estimate(state: dict, request: dict, progress) -> dict:
+    function = _module(request["file"]).estimate
+    options = dict(request["options"])
+    if "progress" in inspect.signature(function).parameters:
+        options["progress"] = progress
+    return function(request["model"], **options)
+
+
 def _inspect(state: dict, request: dict, progress) -> dict:
     return _module(request["file"]).inspect(request["path"])
 
@@ -356,6 +364,7 @@ def _usage(state: dict, request: dict, progress) -> dict:
 
 OPS = {
     "step": _step,
+    "estimate": _estimate,
     "inspect": _inspect,
     "unusable": _unusable,
     "load": _load,
