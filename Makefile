@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test check bench bench-quant bench-convert clean
+.PHONY: demo test check bench bench-quant bench-convert bench-edge clean
 
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
@@ -27,6 +27,11 @@ bench-quant: .venv/.test
 
 bench-convert: .venv/.test
 	$(BIN)/python benchmarks/convert.py
+
+# Estimates for microcontrollers; the same answers on emulated processors (qemu-user-static, mmdebstrap).
+bench-edge: .venv/.test
+	$(BIN)/python benchmarks/micro.py
+	$(BIN)/python benchmarks/emulated.py
 
 clean:
 	rm -rf .venv build lepton-out *.egg-info

@@ -43,6 +43,7 @@ class Device:
     accelerator: str = ""
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()  # public documents the facts come from
+    installs: dict[str, str] = field(default_factory=dict)  # packages that install on it, and their last version
     estimators: tuple[str, ...] = ()  # files of lepton_edge/estimators
     estimate: dict[str, Any] = field(default_factory=dict)  # their options: accelerator, arena_kb ...
     reach: dict[str, Any] = field(default_factory=dict)  # the options of its transport: address, python ...
@@ -185,6 +186,10 @@ def _value(path: Path, key: str, value: Any) -> Any:
     if key in ("reach", "estimate"):
         if not isinstance(value, dict) or not all(isinstance(v, str | int | float) for v in value.values()):
             raise _wrong(path, key, value, "a section of texts and numbers")
+        return value
+    if key == "installs":
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise _wrong(path, key, value, "a section of versions in quotes")
         return value
     if key in TEXTS:
         if not isinstance(value, str):

@@ -2,7 +2,7 @@
 
 Listing is instant, and a broken file can only break itself. Folders of the user's own are added through the
 environment variable LEPTON_EDGE_PLUGINS (paths separated by the system's path separator), each with the
-sub-folders ``converters``, ``formats``, ``passes``, ``runtimes`` and ``devices``.
+sub-folders ``converters``, ``formats``, ``passes``, ``runtimes``, ``transports``, ``estimators`` and ``devices``.
 """
 
 from __future__ import annotations
