@@ -60,7 +60,7 @@ def test_plugins_and_extra_folders_add_and_override(tmp_path, monkeypatch):
     monkeypatch.setenv("LEPTON_EDGE_PLUGINS", f"{tmp_path / 'one'}:{tmp_path / 'gone'}")
     assert load_devices()["board"].title == "Board"
     assert load_devices([tmp_path / "two" / "devices"])["board"].title == "Other"
-    assert len(device_folders()) == 3
+    assert len(device_folders()) == 4, "the package's own, the user's, and two of plug-ins"
 
 
 def test_a_broken_file_is_named_and_hides_no_other(tmp_path, monkeypatch):
