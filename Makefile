@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test check bench bench-quant bench-convert bench-harness clean
+.PHONY: demo test check bench bench-quant bench-convert bench-harness bench-edge clean
 
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
@@ -33,6 +33,11 @@ bench-harness: .venv/.test
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/cross_check.py
 
+# Estimates for microcontrollers; the same answers on emulated processors (qemu-user-static, mmdebstrap).
+bench-edge: .venv/.test
+	$(BIN)/python benchmarks/micro.py
+	$(BIN)/python benchmarks/emulated.py
+
 clean:
 	rm -rf .venv build lepton-out *.egg-info
 
@@ -41,5 +46,5 @@ clean:
 	touch $@
 
 .venv/.test: $(INPUTS)
-	PYTHON=$(PYTHON) scripts/setup.sh onnx,openvino,tflite,tflite-runtime,tensorflow,torch,ncnn,dev
+	PYTHON=$(PYTHON) scripts/setup.sh onnx,openvino,tflite,tflite-runtime,tensorflow,torch,ncnn,micro,dev
 	touch $@ .venv/.demo

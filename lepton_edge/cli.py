@@ -345,6 +345,34 @@ def analyze(
     emit(result, opts, lambda: show.analysis(result, out))
 
 
+@command(app, SAMPLES)
+def estimate(
+    models: Annotated[list[Path], typer.Argument(help="int8 TFLite files.")],
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="A microcontroller; see 'devices list'.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Also keep the layers and what was compiled.")
+    ] = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Time, memory and answers on a microcontroller, estimated.
+
+    Arm Ethos-U by its compiler (Vela), and TensorFlow Lite Micro: the arena it takes, and its answers beside LiteRT's.
+
+    Example: `lepton-edge estimate model.int8.tflite --device cortex-m55-ethos-u55 --data test.npz`
+    """
+    from lepton_edge import estimates, show_estimates
+    from lepton_edge.device import get_device
+
+    result = estimates.estimate(models, get_device(device), recipe_from(opts), progress(opts), keep=out)
+    emit(result, opts, lambda: show_estimates.table(result))
+    problems = [(m["name"], e) for m in result["models"] for e in m["estimates"].values() if "error" in e]
+    if problems:
+        raise LeptonError(
+            f"{len(problems)} of the estimates failed; the first: {problems[0][1]['error']}", problems[0][1]["hint"]
+        )
+
+
 @command(app)
 def check(
     model: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],

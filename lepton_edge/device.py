@@ -43,6 +43,9 @@ class Device:
     accelerator: str = ""
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()  # public documents the facts come from
+    installs: dict[str, str] = field(default_factory=dict)  # packages that install on it, and their last version
+    estimators: tuple[str, ...] = ()  # files of lepton_edge/estimators
+    estimate: dict[str, Any] = field(default_factory=dict)  # their options: accelerator, arena_kb ...
     reach: dict[str, Any] = field(default_factory=dict)  # the options of its transport: address, python ...
     path: str = field(default="", compare=False)  # the file it was read from
 
@@ -176,13 +179,17 @@ def _device(path: Path, table: dict[str, Any]) -> Device:
 TEXTS = ("title", "kind", "transport", "arch", "cpu", "scheme", "accelerator")
 NUMBERS = ("cores", "memory_mb", "threads")
 CHOICES = {"kind": KINDS, "arch": ARCHITECTURES, "scheme": SCHEMES}
-LISTS = {"isa": ISA_NAMES, "formats": None, "runtimes": None, "notes": None, "sources": None}
+LISTS = {"isa": ISA_NAMES, "formats": None, "runtimes": None, "notes": None, "sources": None, "estimators": None}
 
 
 def _value(path: Path, key: str, value: Any) -> Any:
-    if key == "reach":
+    if key in ("reach", "estimate"):
         if not isinstance(value, dict) or not all(isinstance(v, str | int | float) for v in value.values()):
             raise _wrong(path, key, value, "a section of texts and numbers")
+        return value
+    if key == "installs":
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise _wrong(path, key, value, "a section of versions in quotes")
         return value
     if key in TEXTS:
         if not isinstance(value, str):
@@ -217,6 +224,13 @@ def _check(path: Path, device: Device) -> None:
             raise LeptonError(
                 f"{path}: the transport '{device.transport}' has no option '{key}'", did_you_mean(key, known)
             )
+    options = {e.name: list(e.options) for e in registry.estimators()}
+    for name in device.estimators:
+        _choice(path, "estimators", name, tuple(options))
+    taken = [option for name in device.estimators for option in options[name] if option not in ("data", "keep")]
+    for key in device.estimate:
+        if key not in taken:
+            raise LeptonError(f"{path}: no estimator of it has an option '{key}'", did_you_mean(key, taken))
     for name in device.formats:
         _choice(path, "formats", name, tuple(registry.formats()))
     if device.threads < 1:

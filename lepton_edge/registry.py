@@ -2,7 +2,7 @@
 
 Listing is instant, and a broken file can only break itself. Folders of the user's own are added through the
 environment variable LEPTON_EDGE_PLUGINS (paths separated by the system's path separator), each with the
-sub-folders ``converters``, ``formats``, ``passes``, ``runtimes`` and ``devices``.
+sub-folders ``converters``, ``formats``, ``passes``, ``runtimes``, ``transports``, ``estimators`` and ``devices``.
 """
 
 from __future__ import annotations
@@ -83,6 +83,19 @@ class Runtime:
         environ = {**self.environ, **chosen.get("environ", {})}
         name = self.name if device == next(iter(self.devices)) else f"{self.name}:{device}"
         return replace(self, name=name, device=device, environ=environ, load=chosen.get("options", {}))
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One file that tells what a model would take of a target that is not here."""
+
+    name: str
+    file: Path
+    summary: str
+    requires: tuple[str, ...] = ()
+    environ: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
 
 
 def folder(kind: str) -> Path:
@@ -174,6 +187,24 @@ def runtimes() -> list[Runtime]:
 def targets() -> list[Runtime]:
     """Every runtime on each of its devices."""
     return [runtime.on(device) for runtime in runtimes() for device in runtime.devices]
+
+
+def estimators() -> list[Estimator]:
+    """Every estimator, broken ones included."""
+    found = []
+    for file in _files("estimators"):
+        facts = _read(file, "estimate")
+        requires, environ = tuple(facts.get("REQUIRES", ())), facts.get("ENVIRON", {})
+        found.append(Estimator(file.stem, file, facts["summary"], requires, environ, facts["options"], facts["broken"]))
+    return found
+
+
+def estimator(name: str) -> Estimator:
+    """The estimator of that name, installed or not. Raises UsageError for an unknown one."""
+    known = {e.name: e for e in estimators()}
+    if name not in known:
+        raise UsageError(f"unknown estimator '{name}'", did_you_mean(name, list(known)))
+    return known[name]
 
 
 def runtime(name: str) -> Runtime:

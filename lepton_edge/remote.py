@@ -28,6 +28,7 @@ class Remote:
         self.title = device.reach.get("address") or device.name
         self._transport = transports.connect(device.transport, self.title, device.reach)
         self.kind, self.shares_host = self._transport.kind, self._transport.shares_host
+        self.notes = self._transport.notes
         try:
             self.link = AgentLink(self.title, self._transport)
         except BaseException:
@@ -44,18 +45,22 @@ class Remote:
 
     def worker(self, what: str, runtime: Runtime) -> Worker:
         mark = f"worker-{next(self._numbers)}"
+        own = self._transport.site
+        sites = [site for site in (self._site, own(runtime.requires) if own else "") if site]
         environ = {
             "LEPTON_EDGE_PID_FILE": f"{self.link.folder}/pids/{mark}",
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "ignore",
             "TMPDIR": self.link.request("mkdir", path=f"{self.link.folder}/tmp-{mark}"),
-            **({"PYTHONPATH": self._site} if self._site else {}),
+            **({"PYTHONPATH": ":".join(sites)} if sites else {}),
             **runtime.environ,
         }
         pairs = [f"{key}={value}" for key, value in environ.items()]
         argv = ["env", *pairs, self.python, "-X", "faulthandler", self.send(WORKER)]
 
         def explain(code: int, words: str) -> WorkerError | None:
+            if ended := self._transport.ended(code):
+                return WorkerError(*ended)
             # A worker may outlive the agent for a moment, and then miss what went with it.
             why = self._transport.explain(code, words)
             return PlaceLost(*why) if why else self.link.lost()

@@ -12,6 +12,8 @@ from typing import Any
 from lepton_edge import registry
 from lepton_edge.errors import LeptonError, UsageError, did_you_mean
 
+#: Goes before a command on this machine that is to run in an environment of its own.
+ALONE = ("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME")
 #: What ``explain`` answers: one line on what happened, and the fix.
 Why = tuple[str, str]
 
@@ -23,7 +25,9 @@ class Transport:
     ``wrap`` turns a command there into one here, whose pipes lead to it. ``explain(code, last words)`` says why that
     one ended, or None when it was the command and not the way that failed. ``python`` is the interpreter there,
     ``temp`` where its private folders are made ("": its temporary folder). A place that ``shares_host`` computes on
-    this machine's processor; ``kind`` is what a latency taken there is called.
+    this machine's processor; ``kind`` is what a latency taken there is called. ``ended(code)`` says why the place,
+    which is still there, ended a process (a memory limit). ``site(requires)`` is a folder there with these packages,
+    where the place has none of its own. ``notes`` is what a reader of its figures has to know.
     """
 
     wrap: Callable[[Sequence[str]], list[str]]
@@ -33,6 +37,9 @@ class Transport:
     shares_host: bool = False
     kind: str = "measured"
     close: Callable[[], None] = lambda: None
+    ended: Callable[[int], Why | None] = lambda code: None
+    site: Callable[[Sequence[str]], str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def names() -> list[str]:

@@ -61,11 +61,11 @@ def wheels(
 def for_device(
     device: Device, runtime: Runtime, folder: Path, *, python: str = "3.11", glibc: str = GLIBC
 ) -> list[Path]:
-    """The wheels with which a device runs ``runtime``: of the versions that are installed here. See ``wheels``."""
+    """The wheels with which a device runs ``runtime``: of the versions in its file, else those here. See ``wheels``."""
     if device.arch not in ("host", *MACHINES):
         raise UsageError(f"{device.name}: no Python runs on {device.arch}", "see 'lepton-edge devices show'")
     machine = platform.machine() if device.arch == "host" else device.arch
-    return wheels(pins([*runtime.requires, "numpy"]), machine, python, folder, glibc=glibc)
+    return wheels(pins([*runtime.requires, "numpy"], device.installs), machine, python, folder, glibc=glibc)
 
 
 def pins(requires: Sequence[str], versions: Mapping[str, str] | None = None) -> list[str]:

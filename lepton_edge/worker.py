@@ -78,7 +78,7 @@ def _register() -> None:
     """Leave our pid where the agent of a device looks for it: a worker that hangs there is ended by it."""
     mark = os.environ.get("LEPTON_EDGE_PID_FILE")
     if mark:
-        with open("/proc/self/stat", encoding="utf-8") as f:  # noqa: PTH123
+        with open(f"/proc/self/task/{os.getpid()}/stat", encoding="utf-8") as f:  # noqa: PTH123
             started = f.read().rsplit(")", 1)[1].split()[19]
         with open(mark, "w", encoding="utf-8") as f:  # noqa: PTH123
             f.write(f"{os.getpid()} {started}")
@@ -110,6 +110,14 @@ def _step(state: dict, request: dict, progress) -> dict:
     if "progress" in inspect.signature(function).parameters:
         options["progress"] = progress
     return function(request["src"], request["dst"], **options) or {}
+
+
+def _estimate(state: dict, request: dict, progress) -> dict:
+    function = _module(request["file"]).estimate
+    options = dict(request["options"])
+    if "progress" in inspect.signature(function).parameters:
+        options["progress"] = progress
+    return function(request["model"], **options)
 
 
 def _inspect(state: dict, request: dict, progress) -> dict:
@@ -356,6 +364,7 @@ def _usage(state: dict, request: dict, progress) -> dict:
 
 OPS = {
     "step": _step,
+    "estimate": _estimate,
     "inspect": _inspect,
     "unusable": _unusable,
     "load": _load,

@@ -7,12 +7,13 @@ import json
 import pytest
 from packaging.requirements import Requirement
 
-from lepton_edge import registry
+from lepton_edge import registry, transport
 from lepton_edge.device import load_devices
 
 STEPS = {s.name: s for s in registry.steps()}
 RUNTIMES = {r.name: r for r in registry.runtimes()}
 FORMATS = registry.formats()
+ESTIMATORS = {e.name: e for e in registry.estimators()}
 INSPECTORS = [f for f in sorted(registry.folder("inspectors").glob("*.py")) if not f.stem.startswith("_")]
 
 
@@ -82,6 +83,28 @@ def test_a_runtime_declares_its_devices(name):
     functions = {n.name: n for n in tree(runtime.file).body if isinstance(n, ast.FunctionDef)}
     if others:
         assert [a.arg for a in functions["unusable"].args.args] == ["device"], "it tells why a device cannot be used"
+
+
+@pytest.mark.parametrize("name", transport.names())
+def test_a_transport_is_opened_by_title_and_options(name):
+    file = registry.folder("transports") / f"{name}.py"
+    connect = next(n for n in tree(file).body if isinstance(n, ast.FunctionDef) and n.name == "connect")
+    assert [a.arg for a in connect.args.args] == ["title"]
+    assert ast.get_docstring(connect), "the options have to be explained"
+    options = transport.options(name)
+    assert all(v is registry.REQUIRED or isinstance(v, str | int | float) for v in options.values())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_takes_a_model_and_options(name):
+    estimator = ESTIMATORS[name]
+    assert not estimator.broken and 5 < len(estimator.summary) < 100
+    assert estimator.requires and all(registry._extras_for([r])[0] for r in estimator.requires)
+    function = next(n for n in tree(estimator.file).body if isinstance(n, ast.FunctionDef) and n.name == "estimate")
+    assert [a.arg for a in function.args.args] == ["model"]
+    assert ast.get_docstring(function), "the options and figures have to be explained"
+    heavy = {Requirement(r).name.replace("-", "_") for r in estimator.requires}
+    assert not heavy & set(imports(estimator.file, top_level_only=True)), "heavy imports belong into functions"
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -258,9 +258,12 @@ def end(mark: str) -> None:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the kernel's ticks, "" when there is none: a pid alone may be another's by now."""
+    """When a process started, in the kernel's ticks, "" when there is none: a pid alone may be another's by now.
+
+    Its first thread's, for an emulator makes up /proc/PID/stat for the process itself, a tick off.
+    """
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+        with open(f"/proc/{pid}/task/{pid}/stat", encoding="utf-8", errors="replace") as f:
             return f.read().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
         return ""

@@ -1,0 +1,1 @@
+"""Estimators: what a model would take of a target that nobody has here, a file each; see `estimates.py`."""
