@@ -19,6 +19,7 @@ from lepton_edge import (
     candidates,
     candidates_there,
     elsewhere,
+    estimates,
     lint,
     placement,
     plan,
@@ -276,12 +277,17 @@ def bench(
 ) -> dict:
     """Latency of one or more models on devices (the recipe's), interleaved; the ratio of each to the first.
 
-    On a device that is reached the samples are run first, and its answers compared with this machine's. ``ask`` adds
-    batches, throughput and energy; ``wheels`` are carried to the devices. Returns the document that is written to
-    ``out`` (see bench_record). A model that fails is a row with its error. Raises LeptonError where all of them do.
+    A device that has estimators and no transport is estimated. On one that is reached the samples are run first, and
+    its answers compared with this machine's. ``ask`` adds batches, throughput and energy; ``wheels`` are carried to the
+    devices. Returns the document that is written to ``out`` (see bench_record). A model that fails is a row with its
+    error. Raises LeptonError where all of them do.
     """
     start, ask = time.monotonic(), ask or benching.Ask()
     where = [get_device(name) for name in dict.fromkeys(devices or (recipe.compress.device,))]
+    guessed = [d for d in where if d.estimators and not d.is_reached]
+    where = [d for d in where if d not in guessed]
+    for device in guessed:
+        estimates.needed(device)
     if len(described := [d.name for d in where if not d.is_reached]) > 1:
         raise UsageError(
             f"{' and '.join(described)} would both be measured on this machine",
@@ -292,10 +298,13 @@ def bench(
     with stages.road(_scratch(), progress or Silent(), recipe.compress.seed) as road:
         compared = any(d.is_reached for d in where)
         subjects = elsewhere.subjects(road, models, recipe, runtime, compared=compared)
-        visits = boards.visit_all(road, where, benching.work(subjects, recipe, ask, wheels))
-    if (given_up := visits[0].error) and all(v.error for v in visits):
-        raise given_up
-    rows, environments = benching.gathered(visits, subjects, ask)
+        visits = boards.visit_all(road, where, benching.work(subjects, recipe, ask, wheels)) if where else []
+        rows, environments = benching.gathered(visits, subjects, ask)
+        for device in guessed:
+            more, environments[device.name] = benching.estimated(road, subjects, device, recipe)
+            rows += more
+    if visits and not guessed and visits[0].error and all(v.error for v in visits):
+        raise visits[0].error
     if all(r["error"] for r in rows):
         raise LeptonError(rows[0]["error"]["message"], rows[0]["error"]["hint"])
     settings = dataclasses.asdict(recipe.bench) | dataclasses.asdict(ask) | {"runtime": runtime}

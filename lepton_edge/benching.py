@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import bench, bench_record, boards, elsewhere, energy, placement, record, throughput
+from lepton_edge import bench, bench_record, boards, elsewhere, energy, estimates, placement, record, throughput
 from lepton_edge.device import Device
 from lepton_edge.elsewhere import Subject
 from lepton_edge.errors import LeptonError, PlaceLost
@@ -138,6 +138,29 @@ def gathered(
         environments[name] = found | {"notes": visit.notes, "warnings": warnings}
         rows += own.values()
     return rows, environments
+
+
+def estimated(
+    road: Road, subjects: Sequence[Subject], device: Device, recipe: Recipe
+) -> tuple[list[dict], dict[str, Any]]:
+    """The rows of a device that is only estimated ("estimates" by estimator, Vela's time as p50); its environment."""
+    rows = []
+    for it in subjects:
+        told = {"name": device.name, "title": device.title, "kind": "estimated"}
+        entry = bench_record.row(it.name, it.model.art, told, it.feed)
+        try:
+            found = estimates.of_model(road, it.model.art.path, device, recipe)["estimates"]
+        except LeptonError as error:
+            bench_record.fail(entry, error)
+        else:
+            entry["estimates"] = found
+            if failed := [e for e in found.values() if "error" in e]:
+                bench_record.fail(entry, LeptonError(failed[0]["error"], failed[0]["hint"]))
+            elif "vela" in found:
+                entry["runtime"] = {"runtime": "vela", "version": found["vela"]["version"]}
+                entry["latency"] = {"kind": "estimated", "p50_ms": found["vela"]["inference_ms"]}
+        rows.append(entry)
+    return rows, bench_record.unknown_environment()
 
 
 def _throughput(

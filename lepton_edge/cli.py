@@ -283,7 +283,8 @@ def bench(
     if failed := [r for r in result["rows"] if r["error"]]:
         error = failed[0]["error"]
         raise LeptonError(f"{len(failed)} of {len(result['rows'])} not measured; {error['message']}", error["hint"])
-    slow = [r["name"] for r in result["rows"] if max_latency is not None and r["latency"]["p50_ms"] > max_latency]
+    timed = [r for r in result["rows"] if r["latency"]]
+    slow = [r["name"] for r in timed if max_latency is not None and r["latency"]["p50_ms"] > max_latency]
     if slow:
         raise LimitError(f"p50 above {max_latency:g} ms: {', '.join(slow)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lepton_edge.show import _console, _line, _spread, _table, warnings
-from lepton_edge.texts import DASH, db, ms, number, runtime_name, size
+from lepton_edge.texts import DASH, db, ms, number, percent, runtime_name, size
 
 
 def timings(document: dict[str, Any]) -> None:
@@ -21,15 +21,9 @@ def timings(document: dict[str, Any]) -> None:
     for r in rows:
         name = [r["name"], *([r["device"]["name"]] if many else [])]
         told = runtime_name(r["runtime"] or {})
-        if r["latency"] is None:
-            cells = (*([_same(r)] if there else []), size(r["size_bytes"]))
-            table.add_row(*name, told, *cells, *[DASH] * (6 + batched), "not measured", style="red")
-            continue
-        t = r["latency"]
-        figures = (*(ms(t[f"p{p}_ms"]) for p in (90, 95, 99)), ms(t["first_ms"]), f"{t['peak_rss_mb']:.0f}")
-        rate = [_rate(t["per_s"])] if batched else []
         cells = (*([_same(r)] if there else []), size(r["size_bytes"]))
-        table.add_row(*name, told, *cells, _spread(t), *figures, *rate, against(r["ratio"]))
+        style = "red" if r["error"] else None
+        table.add_row(*name, told, *cells, *_latency(r, batched), style=style)
     _console().print(table)
     for r in rows:
         if r["throughput"]:
@@ -37,6 +31,16 @@ def timings(document: dict[str, Any]) -> None:
         if r["energy"]:
             _line(_console(), f"{r['name']}: {energy(r['energy'])}")
     _notes(document)
+
+
+def _latency(r: dict[str, Any], batched: bool) -> list[str]:
+    """The cells from p50 to the ratio; an estimate has a p50 alone."""
+    t = r["latency"]
+    if t is None or t["kind"] == "estimated":
+        first = f"{ms(t['p50_ms'])} est." if t else DASH
+        return [first, *[DASH] * (5 + batched), "not measured" if r["error"] else r["device"]["kind"]]
+    figures = [*(ms(t[f"p{p}_ms"]) for p in (90, 95, 99)), ms(t["first_ms"]), f"{t['peak_rss_mb']:.0f}"]
+    return [_spread(t), *figures, *([_rate(t["per_s"])] if batched else []), against(r["ratio"])]
 
 
 def _same(r: dict[str, Any]) -> str:
@@ -83,7 +87,7 @@ def _notes(document: dict[str, Any]) -> None:
     rows = document["rows"]
     for name, e in document["environments"].items():
         t = next((r["latency"] for r in rows if r["latency"] and r["device"]["name"] == name), None)
-        if t is None:
+        if t is None or t["kind"] == "estimated":
             continue
         batch = "batch 1" if all(r["batch"] == 1 for r in rows) else "batches as named"
         kind = next(r["device"]["kind"] for r in rows if r["device"]["name"] == name)
@@ -96,7 +100,22 @@ def _notes(document: dict[str, Any]) -> None:
     for name, e in document["environments"].items():
         warnings([f"{name}: {text}" if many else text for text in (*e["notes"], *e["warnings"])])
     for r in rows:
+        if "estimates" in r:
+            estimate(r)
         who = f"{r['name']} on {r['device']['name']}" if many else r["name"]
         warnings([f"{who}: {text}" for text in r["warnings"]])
         if r["error"]:
             _line(_console(), f"{who}: {r['error']['message']}", style="red")
+
+
+def estimate(r: dict[str, Any]) -> None:
+    """What estimators say of a model on a device that nobody has here."""
+    said, vela, micro = [], r["estimates"].get("vela", {}), r["estimates"].get("tflite_micro", {})
+    if "cycles_total" in vela:
+        said.append(f"{vela['cycles_total']:,} cycles at {vela['clock_mhz']:g} MHz")
+        said.append(f"{percent(vela['operators_on_npu'])} of the operators on {vela['accelerator']}")
+        said.append(f"{size(vela['sram_bytes'])} SRAM")
+    if "arena_bytes" in micro:
+        said.append(f"{size(micro['arena_bytes'])} arena in TensorFlow Lite Micro")
+    if said:
+        _line(_console(), f"estimated for {r['device']['name']}, {r['name']}: {', '.join(said)}", style="dim")

@@ -14,7 +14,7 @@ from lepton_edge import api, estimates, registry
 from lepton_edge.__main__ import main
 from lepton_edge.device import get_device, read_device
 from lepton_edge.errors import LeptonError, MissingExtra, UsageError
-from lepton_edge.recipe import Recipe, load
+from lepton_edge.recipe import Bench, Recipe, load
 
 NEEDS = [r for e in registry.estimators() for r in e.requires]
 pytestmark = pytest.mark.skipif(bool(registry.missing(tuple(NEEDS))), reason="needs the extra [micro]")
@@ -131,3 +131,20 @@ def test_the_command(folder, capsys, monkeypatch):
             assert one(json.loads(shown))["vela"]["cycles_npu"] > 0
         else:
             assert "(estimated)" in shown and " of 8" in shown and "QUANTIZE" in shown
+
+
+def test_bench_takes_estimated_devices_beside_this_machine(folder, capsys, monkeypatch):
+    model = str(folder / "net.int8.tflite")
+    monkeypatch.setattr(
+        sys, "argv", ["lepton-edge", "bench", model, "--device", "local,cortex-m55-ethos-u55", "--seconds", "0.3"]
+    )
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert "est." in told and "cycles at 500 MHz" in told and "arena in TensorFlow Lite Micro" in told
+    recipe = Recipe(bench=Bench(seconds=0.3))
+    document = api.bench([folder / "net.int8.tflite", folder / "net.tflite"], recipe, devices=["cortex-m55-ethos-u55"])
+    good, refused = document["rows"]
+    assert good["latency"] == {"kind": "estimated", "p50_ms": good["estimates"]["vela"]["inference_ms"]}
+    assert good["device"]["kind"] == "estimated" and "is a float model" in refused["error"]["message"]
