@@ -84,7 +84,9 @@ def _entrants(
     names = _rows(it, device, place.kind, ask, rows)
     left = [name for name in names if rows[name]["error"] is None]
     try:
-        runtime = elsewhere.runtime_there(it, device, host["packages"], wheels) if device.is_reached else it.runtime
+        runtime = it.runtime
+        if device.is_reached:
+            runtime = elsewhere.runtime_there(it, device, host["packages"], wheels, provided=place.provides)
         feed = it.feed
         if it.here is not None and device.is_reached and left:
             found, got = elsewhere.answered(road, place, it, runtime)

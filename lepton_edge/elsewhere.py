@@ -73,9 +73,12 @@ def fewer(road: Road, feed: Feed, here: Answers, most: int) -> tuple[Feed, Answe
     return few, replace(here, outputs={name: array[chosen] for name, array in here.outputs.items()})
 
 
-def runtime_there(it: Subject, device: Device, packages: dict[str, str], wheels: Sequence[Path] = ()) -> Runtime:
+def runtime_there(
+    it: Subject, device: Device, packages: dict[str, str], wheels: Sequence[Path] = (), *, provided: bool = False
+) -> Runtime:
     """The runtime to use on a device: the first of its list, else the lightest, that is installed or carried there.
 
+    Where all packages are ``provided`` it is the first of the list in any case.
     Raises LeptonError when it has none for the model's format.
     """
     format_ = it.model.art.format
@@ -85,7 +88,7 @@ def runtime_there(it: Subject, device: Device, packages: dict[str, str], wheels:
     known.sort(key=lambda r: (device.runtimes.index(r.name) if r.name in device.runtimes else 99, r.cost))
     needs = {r.name: [Requirement(q).name.lower() for q in r.requires] for r in known}
     for runtime in known:
-        if all(there & {name, *registry.BUILDS.get(name, ())} for name in needs[runtime.name]):
+        if provided or all(there & {name, *registry.BUILDS.get(name, ())} for name in needs[runtime.name]):
             return runtime
     wanted = " or ".join(" and ".join(names) for names in needs.values())
     raise LeptonError(

@@ -32,6 +32,10 @@ class Place(Protocol):
     def shares_host(self) -> bool:
         """Whether it computes on this machine's processor, so that nothing else may be timed meanwhile."""
 
+    @property
+    def provides(self) -> bool:
+        """Whether its workers find the packages of any runtime, fetched when they are first needed."""
+
     def worker(self, what: str, runtime: Runtime) -> Worker:
         """A fresh worker for one runtime; ``what`` names its work in errors."""
 
@@ -57,7 +61,7 @@ class Place(Protocol):
 class Here:
     """This machine, this environment."""
 
-    name, kind, shares_host = "local", "measured", True
+    name, kind, shares_host, provides = "local", "measured", True, False
 
     def __init__(self, scratch: Callable[[], Path] | None = None) -> None:
         self._scratch = scratch

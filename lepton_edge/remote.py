@@ -28,7 +28,7 @@ class Remote:
         self.title = device.reach.get("address") or device.name
         self._transport = transports.connect(device.transport, self.title, device.reach)
         self.kind, self.shares_host = self._transport.kind, self._transport.shares_host
-        self.notes = self._transport.notes
+        self.notes, self.provides = self._transport.notes, self._transport.site is not None
         try:
             self.link = AgentLink(self.title, self._transport)
         except BaseException:

@@ -359,6 +359,6 @@ def device(found: dict) -> None:
     table = _table("", "")
     for key, value in found.items():
         said = value if isinstance(value, list) and key in ("notes", "sources") else [value]
-        for k, text in enumerate(said if value not in (None, "", [], 0) else ()):  # 0: not known
+        for k, text in enumerate(said if value not in (None, "", [], {}, 0) else ()):  # 0: not known
             table.add_row("" if k else key.replace("_", " "), Text(_flat(text)))
     _console().print(table)
