@@ -97,7 +97,7 @@ def streams(args: argparse.Namespace) -> list[dict]:
                 rates["processes"].append(found["per_s"])
                 rates["threads"].append(_threads(e, 2, 3.0))
         pairs = [[t] for t in rates["threads"]], [[p] for p in rates["processes"]]
-        rows.append({"model": file.name, **rates, "threads_to_processes": stats.ratio(*pairs)})
+        rows.append({"model": file.name, **rates, "threads_to_processes": stats.ratio(*pairs, range(6))})
     return rows
 
 
