@@ -97,7 +97,8 @@ def check(name: str, file: Path, args: argparse.Namespace) -> dict:
                 made = ours(e, args.seconds, k) if tool == "ours" else theirs(tool, e, args.seconds, count)
                 p50s[tool].append(made["p50_ms"])
     mine = [[v] for v in p50s["ours"]]
-    ratios = {t: stats.ratio(mine, [[v] for v in values]) for t, values in p50s.items() if t != "ours"}
+    fresh = range(args.times)
+    ratios = {t: stats.ratio(mine, [[v] for v in values], fresh) for t, values in p50s.items() if t != "ours"}
     return {"p50_ms": p50s, "ratio": ratios}
 
 

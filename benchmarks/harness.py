@@ -23,7 +23,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-os.environ["LEPTON_EDGE_PLUGINS"] = str(HERE / "spinning")
 
 import slower  # noqa: E402
 from common import RESULTS, cache, shared  # noqa: E402
@@ -98,7 +97,7 @@ def streams(args: argparse.Namespace) -> list[dict]:
                 rates["processes"].append(found["per_s"])
                 rates["threads"].append(_threads(e, 2, 3.0))
         pairs = [[t] for t in rates["threads"]], [[p] for p in rates["processes"]]
-        rows.append({"model": file.name, **rates, "threads_to_processes": stats.ratio(*pairs)})
+        rows.append({"model": file.name, **rates, "threads_to_processes": stats.ratio(*pairs, range(6))})
     return rows
 
 
@@ -201,6 +200,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=0, help="comparisons of a pair (40 and 20)")
     parser.add_argument("--seconds", type=float, default=6.0, help="of measuring a file in one comparison")
     args = parser.parse_args()
+    os.environ["LEPTON_EDGE_PLUGINS"] = str(HERE / "spinning")
     kept = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     for part in [p for p in PARTS if p in args.parts]:
         if part in ("same", "slower"):

@@ -122,6 +122,7 @@ def latencies(entries: list[Entry], *, seconds: float, rounds: int, passes: int)
     is in the spread. Returns by key {"p50_ms", "p50_ci", "round_medians_ms", ...} or {"error"}.
     """
     rows: dict[str, list[list[int]]] = {e.key: [] for e in entries}
+    processes: dict[str, list[int]] = {e.key: [] for e in entries}
     facts: dict[str, dict] = {}
     for k in range(passes):
         timed = bench.measure(
@@ -133,12 +134,14 @@ def latencies(entries: list[Entry], *, seconds: float, rounds: int, passes: int)
                 facts[key] = {"error": timing.error.message if timing.error else "not measured"}
                 continue
             rows[key] += timing.latency["samples_ns"]
+            processes[key] += [k] * timing.latency["rounds"]
             busy = max(facts.get(key, {}).get("others_cores") or 0.0, timing.latency["others_cores"] or 0.0)
             facts[key] = {"peak_rss_mb": timing.latency["peak_rss_mb"], "others_cores": busy}
     for key, fact in facts.items():
         if "error" not in fact:
-            figures = stats.summarize(rows[key])
+            figures = stats.summarize(rows[key], processes[key])
             fact |= {name: figures[name] for name in ("count", "rounds", "p50_ms", "p50_ci")}
+            fact["process_of_round"] = processes[key]
             fact["round_medians_ms"] = [round(stats.median(r) / 1e6, 5) for r in rows[key]]
     return facts
 
@@ -146,6 +149,6 @@ def latencies(entries: list[Entry], *, seconds: float, rounds: int, passes: int)
 def against(a: dict, b: dict) -> dict:
     """How long ``a`` takes relative to ``b``: the median of paired rounds, its 95 % interval, and the spread."""
     pairs = list(zip(a["round_medians_ms"], b["round_medians_ms"], strict=True))
-    made = stats.ratio([[x] for x, _ in pairs], [[y] for _, y in pairs])
+    made = stats.ratio([[x] for x, _ in pairs], [[y] for _, y in pairs], a.get("process_of_round"))
     ratios = sorted(x / y for x, y in pairs)
     return {**made, "min": ratios[0], "max": ratios[-1]}

@@ -16,6 +16,8 @@ PERCENTILES = (50, 90, 95, 99)
 #: What a comparison of files never calls a difference: by so much differ files that are the same, for reasons that stay
 #: the same in every process of a run, such as the length of a path (Mytkowicz et al., ASPLOS 2009).
 RESOLUTION = 0.01
+#: The same where each file had one process only: what differs from process to process is then in no interval.
+RESOLUTION_ALONE = 0.05
 # Two-sided 95 % points of Student's t for 1..30 degrees of freedom.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -157,14 +159,15 @@ def ratio(
     t-interval of the log ratios of those pairs (each the median of its rounds), for two processes of one file differ,
     too, and rounds of one pair do not show it (Kalibera & Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013).
     With one pair it is that of the rounds. The verdict is "faster" or "slower" where the interval lies beyond
-    ``RESOLUTION``, else "no difference".
+    ``RESOLUTION`` (with one pair ``RESOLUTION_ALONE``), else "no difference".
     """
     logs = [math.log(_middle(x, p) / _middle(y, p)) for x, y in zip(a, b, strict=True)]
     pairs = [median(group) for group in _by(logs, processes)] if processes else []
     values = pairs if len(pairs) > 1 else logs
     interval = mean_interval(values)
     low, high = (math.exp(interval[0]), math.exp(interval[1])) if interval else (0.0, math.inf)
-    verdict = "faster" if high < 1 - RESOLUTION else "slower" if low > 1 + RESOLUTION else "no difference"
+    least = RESOLUTION if len(pairs) > 1 else RESOLUTION_ALONE
+    verdict = "faster" if high < 1 - least else "slower" if low > 1 + least else "no difference"
     return {
         "median": math.exp(median(values)),
         "ci95": [low, high] if interval else None,

@@ -140,13 +140,16 @@ def test_a_file_against_itself_is_no_difference_and_five_percent_is_one():
     assert held >= 34, "the interval should hold the truth"
 
 
-def test_rounds_of_one_process_would_see_differences_that_are_none():
-    found = 0
+def test_rounds_of_one_process_do_not_show_what_differs_between_processes():
+    held, seen = 0, 0
     for seed in range(40):
-        place = Sim(noisy(seed, between=0.02))
+        place = Sim(noisy(seed, between=0.01))
         done = bench.measure(entrants("a", "b"), bench.How(seconds=3.0, processes=1, seed=seed), place)
-        found += done.ratios({"b": "a"})["b"]["verdict"] != "no difference"
-    assert found > 8, "then there is no reason to start several"
+        ratio = done.ratios({"b": "a"})["b"]
+        held += ratio["ci95"][0] <= 1 <= ratio["ci95"][1]
+        seen += ratio["verdict"] != "no difference"
+    assert held < 20, "then there is no reason to start several"
+    assert seen == 0, "which is why small differences are none then"
 
 
 def test_on_a_busy_machine_the_fastest_tenth_is_compared():
@@ -296,20 +299,18 @@ def quick(**changes):
 
 def test_the_document(fake_model, tmp_path):
     model = fake_model(delay_ms=0.2)
-    ask = benching.Ask((1, 2), throughput=True, streams=(2,), energy=True)
+    ask = benching.Ask((1, 2), energy=True)
     made = api.bench([model, model], quick(processes=2, cpus="0"), ask=ask, out=tmp_path / "out")
     kept = bench_record.read(tmp_path / "out")
     assert kept == json.loads(json.dumps(made)) and kept["schema"] == "lepton-edge.bench/1"
     names = [r["name"] for r in kept["rows"]]
-    assert names == [f"model.fake batch {b}{n}" for n in ("", " (2)") for b in (1, 2)]
+    assert names == [f"model.fake{n} batch {b}" for n in ("", " (2)") for b in (1, 2)]
     first = kept["rows"][0]
     assert first["device"] == {"name": "local", "title": "this machine", "kind": "measured"}
     assert first["latency"]["cpus"] == [0] and first["latency"]["processes"] == 2 and len(first["sha256"]) == 64
     assert sum(map(len, first["latency"]["samples_ns"])) == first["latency"]["count"] >= 30
     assert kept["rows"][1]["latency"]["batch"] == 2 and kept["rows"][1]["ratio"]["to"] == names[0]
-    assert {t["streams"] for t in first["throughput"]} == {2} and first["throughput"][0]["threads"] == 1
-    assert all(t["per_s"] > 0 and t["per_s_ci"][0] < t["per_s"] for t in first["throughput"])
-    assert "reason" in first["energy"]
+    assert "reason" in first["energy"] and first["throughput"] is None
     there = kept["environments"]["local"]
     assert there["machine_id"] == there["host"]["machine_id"] and there["before"]["wall_s"] < there["after"]["wall_s"]
     assert there["host"]["cpu"] and there["after"]["unknown"] is not None
@@ -320,6 +321,14 @@ def test_the_document(fake_model, tmp_path):
     assert "samples_ns" in text and len(text.splitlines()) < 3000, "a sample a line"
 
 
+def test_throughput_of_streams(fake_model):
+    ask = benching.Ask(throughput=True, streams=(1, 2))
+    (row,) = api.bench([fake_model(delay_ms=1)], quick(threads=1), ask=ask)["rows"]
+    one, two = row["throughput"]
+    assert (one["streams"], two["streams"], two["threads"]) == (1, 2, 1) and two["count"] >= 20
+    assert all(t["per_s_ci"][0] <= t["per_s"] <= t["per_s_ci"][1] and t["p50_ms"] >= 1 for t in (one, two))
+
+
 def test_what_fails_is_a_row_with_its_error(fake_model, tmp_path):
     good, bad = fake_model(), fake_model("bad.fake", fail="error", fail_at=9)
     made = api.bench([good, bad], quick(), ask=benching.Ask())
@@ -328,7 +337,7 @@ def test_what_fails_is_a_row_with_its_error(fake_model, tmp_path):
         api.bench([bad], quick())
     fixed = fake_model("fixed.fake", inputs=[{"name": "x", "shape": [1, 4], "dtype": "float32"}])
     rows = api.bench([fixed], quick(), ask=benching.Ask((1, 4)))["rows"]
-    assert rows[0]["latency"] and "its batch is fixed" in rows[1]["error"]["message"]
+    assert rows[0]["latency"] and "have a fixed batch" in rows[1]["error"]["message"]
 
 
 def test_processors_that_are_not_there(fake_model):

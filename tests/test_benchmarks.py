@@ -78,6 +78,19 @@ def test_accounting_counts_children_and_stops_at_the_limit(load):
     assert done.ended == "time" and done.wall_s < 30
 
 
+def test_the_harness_pages(load):
+    ratio = {"median": 1.01, "ci95": [0.99, 1.03], "verdict": "no difference", "of": "p50"}
+    run = {**ratio, "wall_s": 19.0, "others_cores": 0.01, "p50_ms": [1, 1]}
+    kept = {"overhead": {"p50_ns": 90.0, "loop_ns": 200.0}, "same": {"loop": [run, {**run, "verdict": "slower"}]}}
+    text = "\n".join(load("harness").page(kept))
+    assert "timed as 90 ns" in text and "1 no difference, 1 slower" in text and "±2.0 %" in text
+    checked = {"file": {"p50_ms": {"ours": [1.0, 1.2], "loadgen": [1.1, 1.1]}, "ratio": {"loadgen": ratio}}}
+    text = "\n".join(load("cross_check").page(checked))
+    assert "| file | MLPerf LoadGen SingleStream | 1.1 | 1.1 | 1.010 [0.990, 1.030] | yes |" in text
+    tools = {f for f in vars(load("vendor_tool")) if not f.startswith("_")}
+    assert set(load("cross_check").TITLES) <= tools and set(load("cross_check").TOOLS.values()) <= tools
+
+
 def test_ctc_strings(load):
     case = load("ppocr_rec")
     steps = np.eye(4)[[[0, 1, 1, 0, 1, 2, 3, 3]]]

@@ -147,7 +147,9 @@ def test_trend():
 
 
 def test_differences_below_the_resolution_are_none():
-    a, b = [[1005] * 5] * 10, [[1000] * 5] * 10
-    found = stats.ratio(a, b)
+    a, b, processes = [[1005] * 5] * 10, [[1000] * 5] * 10, [0] * 5 + [1] * 5
+    found = stats.ratio(a, b, processes)
     assert found["verdict"] == "no difference" and found["ci95"] == pytest.approx([1.005, 1.005])
-    assert stats.ratio([[1020] * 5] * 10, b)["verdict"] == "slower"
+    assert stats.ratio([[1020] * 5] * 10, b, processes)["verdict"] == "slower"
+    assert stats.ratio([[1020] * 5] * 10, b)["verdict"] == "no difference", "one process may be 2 % off"
+    assert stats.ratio([[1060] * 5] * 10, b)["verdict"] == "slower"
