@@ -219,8 +219,8 @@ class Session:
         self.ports = self._in, self._out
         self._shapes = {name: tuple(d["shape"]) for d, name in zip(ins, in_names)}
         self._dtypes = {name: np.dtype(d["dtype"]) for d, name in zip(ins, in_names)}
-        self._free = any(None in spec["shape"][1:] for spec in self.inputs)
-        self._single = all(shape[:1] == (1,) for shape in self._shapes.values())
+        self._free = any(None in spec["shape"] for spec in self.inputs)
+        self._single = all(spec["shape"][:1] == [1] for spec in self.inputs)
         details = interpreter._get_ops_details()
         self.ops = {op["op_name"] for op in details}
         self.stateful = any(_holds_state(op) for op in self.ops)
@@ -242,14 +242,22 @@ class Session:
         return {name: interpreter.get_tensor(index) for name, index in self._out}
 
     def _resize(self, feeds: dict[str, np.ndarray]) -> None:
-        changed = False
+        """Fit the inputs to the sizes of ``feeds``. Raises ValueError, and goes back, where an operator refuses."""
+        wanted = {name: feeds[name].shape for name, _ in self._in}
+        if wanted == self._shapes:
+            return
+        before, self._shapes = self._shapes, wanted
+        try:
+            self._allocate(wanted)
+        except (RuntimeError, ValueError) as error:
+            self._shapes = before
+            self._allocate(before)
+            raise ValueError(f"the model does not take inputs of these sizes: {_one_line(error)}") from error
+
+    def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, index in self._in:
-            if feeds[name].shape != self._shapes[name]:
-                self._interpreter.resize_tensor_input(index, feeds[name].shape, strict=True)
-                self._shapes[name] = feeds[name].shape
-                changed = True
-        if changed:
-            self._interpreter.allocate_tensors()
+            self._interpreter.resize_tensor_input(index, shapes[name], strict=True)
+        self._interpreter.allocate_tensors()
 
 
 def _delegated(details: list[dict]) -> dict[str, Any]:
