@@ -140,5 +140,16 @@ def read(path: Path) -> dict[str, Any]:
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """Why latencies of two environments cannot be compared; [] where machine and governor are the same."""
-    a, b = first["host"], second["host"]
-    return [f"{key}: {a.get(key)} and {b.get(key)}" for key in SAME if a.get(key) != b.get(key)]
+    a, b = first.get("host") or {}, second.get("host") or {}
+    if not a or not b:
+        return [] if a == b else ["machine: one of them was not recorded"]
+    return [f"{key}: {_apart(a.get(key), b.get(key))}" for key in SAME if a.get(key) != b.get(key)]
+
+
+def _apart(a: Any, b: Any) -> str:
+    """Two values; of lists only what one has and the other lacks."""
+    if isinstance(a, list) and isinstance(b, list):
+        lost, won = ([str(v) for v in x if v not in y] for x, y in ((a, b), (b, a)))
+        told = [f"{word} {', '.join(found)}" for word, found in (("without", lost), ("with", won)) if found]
+        return " and ".join(told) or "in another order"
+    return f"{a} and {b}"

@@ -404,26 +404,45 @@ def check(
 
 @command(app)
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder of 'compress', or its run.json.")],
-    other: Annotated[Path | None, typer.Argument(help="A later run: show what changed.")] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run of 'compress' (two: what changed), or results of 'bench --out'."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write it (beside the result).")
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option("--fail-if", metavar="LIMIT", help="As 'p95 > 12ms': exit code 4 where it holds; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", metavar="OLD.json", help="An earlier result: exit code 4 where it got worse."),
+    ] = None,
+    tolerance: Annotated[
+        str, typer.Option("--tolerance", metavar="3%", help="What a baseline may differ by from day to day (2%).")
+    ] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="What the samples cannot decide counts as broken.")] = False,
+    any_machine: Annotated[
+        bool, typer.Option("--any-machine", help="Compare with a baseline of another machine all the same.")
+    ] = False,
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Render a past run again, or compare two runs.
+    """Reports of runs and measurements, limits for CI, and what changed.
 
-    Example: `lepton-edge report lepton-out` · `lepton-edge report before after`
+    A run of 'compress' is rendered again, two are compared. Results of 'bench' become one report of any number of
+    devices and days. A limit is [selector:]metric comparator value, as 'pi:model.tflite:p95 > 12ms' or
+    'model~int8:size > 4MB', of p50, p90, p95, p99, mean, first, load, peak_mb, size, top1, drop, sqnr, energy_mj and
+    throughput; it is broken where the whole 95 % interval is beyond it.
+
+    Example: `lepton-edge report lepton-out` · `lepton-edge report new.json --fail-if 'p95 > 12ms' --baseline old.json`
     """
-    from lepton_edge import report as reports
-    from lepton_edge import show
+    from lepton_edge import reporting, show_report
 
-    first = reports.load_run(run)
-    if other is None:
-        folder = run if run.is_dir() else run.parent
-        files = {k: str(v) for k, v in reports.render(first, folder).items()}
-        emit(files, opts, lambda: show.files(files))
-    else:
-        change = reports.diff(first, reports.load_run(other))
-        emit(change, opts, lambda: show.change(change))
+    made = reporting.report(runs, reporting.Ask(fail_if or (), strict, baseline, tolerance, any_machine, out))
+    emit(made, opts, lambda: show_report.told(made))
+    reporting.require(made, strict)
 
 
 @command(app, name="list")

@@ -66,6 +66,7 @@ def tradeoff(
     reference: tuple[float, str] | None = None,
     floor: tuple[float, str] | None = None,
     x_limit: tuple[float, str] | None = None,
+    prefix: str = "tradeoff",
 ) -> str:
     """Quality against latency with intervals, the Pareto front and a name at every point.
 
@@ -80,7 +81,7 @@ def tradeoff(
         drawn = {p.y: y for p, y in zip(points, ys, strict=True)}
         steps = [(x, drawn[y]) for x, y in front((p.x, p.y) for p in points)]  # lanes do not make points equal
         ax.step(*zip(*steps, strict=True), where="post", color=MUTED, lw=1.2, zorder=2)
-        log = _scale_x(ax, [v for p in points for v in (p.x, *(p.x_ci or ()))], pad=0.10)
+        log = scale_x(ax, [v for p in points for v in (p.x, *(p.x_ci or ()))], pad=0.10)
         _scale_y(ax, points, ys, top, [line[0] for line in (reference, floor) if line])
         notes = [rule(ax, reference, (1, 2))] if reference else []
         if floor:
@@ -92,7 +93,7 @@ def tradeoff(
         legend(fig, [p.mark for p in points], style, front=len(steps) > 1)
         across = [line[0] for line in (reference, floor) if line]
         name_points(fig, ax, points, ys, notes, _corners(steps), across)
-        return svg_text(fig, "tradeoff", f"{y_label} against {x_label}", [p.mark.tip for p in points])
+        return svg_text(fig, prefix, f"{y_label} against {x_label}", [p.mark.tip for p in points])
 
 
 def latencies(rows: Sequence[Spread], style: Style, *, x_label: str) -> str:
@@ -110,14 +111,24 @@ def latencies(rows: Sequence[Spread], style: Style, *, x_label: str) -> str:
             _draw_spread(ax, i, row, values, style, ends)
             side(ax, i, row.text, f"name{i}")
         side(ax, -0.8, "p50, ms", "name-head", color=MUTED)
-        log = _scale_x(ax, ends, pad=0.04, from_zero=True)
+        log = scale_x(ax, ends, pad=0.04, from_zero=True)
         rows_axis(ax, [r.mark for r in rows])
         ax.set_xlabel(x_label + log)
         return svg_text(fig, "latency", f"Distribution of {x_label}", [r.mark.tip for r in rows])
 
 
-def sizes(rows: Sequence[Bar], style: Style, *, x_label: str, limit: tuple[float, str] | None = None) -> str:
-    """A bar a file, a tick where the zipped file ends. Sizes are in `x_label`'s unit; the axis starts at 0"""
+def sizes(
+    rows: Sequence[Bar],
+    style: Style,
+    *,
+    x_label: str,
+    limit: tuple[float, str] | None = None,
+    prefix: str = "size",
+) -> str:
+    """A bar a file, a tick where the zipped file ends. Sizes are in `x_label`'s unit; the axis starts at 0.
+
+    ``prefix`` starts the ids of a drawing: each on a page has its own.
+    """
     with figure(58 + 30 * len(rows) + (14 if limit else 0)) as fig:
         ax = fig.add_subplot()
         for i, row in enumerate(rows):
@@ -151,7 +162,7 @@ def sizes(rows: Sequence[Bar], style: Style, *, x_label: str, limit: tuple[float
                 color=MUTED,
             )
         ax.set_xlabel(x_label)
-        return svg_text(fig, "size", x_label, [r.mark.tip for r in rows])
+        return svg_text(fig, prefix, x_label, [r.mark.tip for r in rows])
 
 
 def _draw_point(ax: Any, p: Point, y: float, style: Style, n: int, inside: bool) -> None:
@@ -223,7 +234,7 @@ def _lanes(ys: list[float], lane: float | None) -> tuple[list[float], tuple[floa
     return [y if y <= limit else at for y in ys], (at, text)
 
 
-def _scale_x(ax: Any, values: Sequence[float], pad: float, from_zero: bool = False) -> str:
+def scale_x(ax: Any, values: Sequence[float], pad: float, from_zero: bool = False) -> str:
     """Limits with `pad` of the span on both sides; returns what the axis' name adds when it is logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 

@@ -74,7 +74,7 @@ def legend(fig: Any, marks: Sequence[Mark], style: Style, front: bool) -> None:
         return Line2D([], [], ls="", marker=shape, ms=size, mfc=colour, mec="none", label=shorten(label, 18), **more)
 
     colours = [dot("s", style.colours[f], f, 10) for f in dict.fromkeys(m.format for m in marks)]
-    shapes = [dot(style.shapes[s], MUTED, s) for s in dict.fromkeys(m.scheme for m in marks)]
+    shapes = [dot(style.shapes[s], MUTED, s) for s in dict.fromkeys(m.scheme for m in marks) if s.strip()]
     lines = [Line2D([], [], color=MUTED, lw=1.2, label="Pareto front")] if front else []
     if any(m.picked for m in marks):
         lines.insert(0, Line2D([], [], ls="", marker="o", ms=12, mfc="none", mec=INK, mew=1.5, label="picked"))

@@ -43,7 +43,7 @@ def load_run(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise LeptonError(
             f"{file}: no run to read",
-            hint="give the folder a `lepton-edge compress` run wrote, or its run.json",
+            hint="give the folder of a `lepton-edge compress` run, or what `bench --out` wrote",
         ) from None
     except OSError as err:
         raise LeptonError(
@@ -70,7 +70,7 @@ def render(run: dict[str, Any], folder: Path) -> dict[str, Path]:
     texts = {"html": html_text(shown, drawings(run)), "md": markdown_text(shown), "csv": csv_text(run)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return {kind: _write(folder / f"report.{kind}", text) for kind, text in texts.items()}
+        return {kind: write_aside(folder / f"report.{kind}", text) for kind, text in texts.items()}
     except OSError as err:
         raise LeptonError(
             f"{folder}: writing the report: {err.strerror}",
@@ -78,7 +78,7 @@ def render(run: dict[str, Any], folder: Path) -> dict[str, Path]:
         ) from None
 
 
-def _write(path: Path, text: str) -> Path:
+def write_aside(path: Path, text: str) -> Path:
     """Write aside, then move into place: a reader never sees half a report."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -89,7 +89,8 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _template(name: str, **options: Any) -> Any:
+def template(name: str, **options: Any) -> Any:
+    """A template of this package; ``options`` are Jinja's."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
@@ -106,17 +107,21 @@ def _template(name: str, **options: Any) -> Any:
 
 
 def html_text(shown: dict[str, Any], figures: list[dict[str, str]]) -> str:
-    """The page. Only its own script may run: its hash is in the content security policy."""
+    """The page of a run."""
+    return page("report.html.j2", **shown, figures=figures)
+
+
+def page(name: str, **shown: Any) -> str:
+    """A page from its template. Only its own script may run: its hash is in the content security policy."""
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = b64encode(sha256(script.encode()).digest()).decode()
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    page = _template("report.html.j2", autoescape=True)
-    return page.render(**shown, figures=figures, css=css, script=script, script_hash=digest)
+    return template(name, autoescape=True).render(**shown, css=css, script=script, script_hash=digest)
 
 
 def markdown_text(shown: dict[str, Any]) -> str:
     """The report as Markdown."""
-    return _template("report.md.j2", autoescape=False).render(**shown)
+    return template("report.md.j2", autoescape=False).render(**shown)
 
 
 def markdown_escape(value: Any) -> str:
@@ -174,14 +179,14 @@ def _csv_row(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     }
     line: dict[str, Any] = {}
     for key, value in row.items():
-        line[key] = _csv_value(value)
+        line[key] = csv_value(value)
         if key in pairs:
             lo, hi = pairs.get(key) or (None, None)
-            line |= {f"{key}_lo": _csv_value(lo), f"{key}_hi": _csv_value(hi)}
+            line |= {f"{key}_lo": csv_value(lo), f"{key}_hi": csv_value(hi)}
     return line
 
 
-def _csv_value(value: Any) -> Any:
+def csv_value(value: Any) -> Any:
     """Spreadsheets run a text that starts like a formula: a quote in front makes it text again."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

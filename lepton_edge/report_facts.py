@@ -15,11 +15,11 @@ def byline(run: dict[str, Any]) -> str:
     device = run["device"].get("title") or run["device"]["name"]
     took = f"took {duration(run['seconds'])}" if finite(run.get("seconds")) else ""
     count = len(run["candidates"])
-    parts = [_moment(run["created"]), device, f"{count} candidate{'s' * (count != 1)}", took]
+    parts = [moment(run["created"]), device, f"{count} candidate{'s' * (count != 1)}", took]
     return " · ".join(p for p in parts if p)
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
     """An ISO-8601 time to the minute; text that is none stays as it is."""
     try:
         when = datetime.datetime.fromisoformat(text)

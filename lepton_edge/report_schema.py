@@ -116,7 +116,7 @@ def check_run(run: Any, where: str = "run") -> None:
             hint="upgrade lepton-edge, or repeat the run with this version",
         )
     hint = "the file was edited or damaged; repeat the run"
-    problem = _mismatch(run, SHAPE, "")
+    problem = mismatch(run, SHAPE, "")
     if problem:
         raise LeptonError(f"{where}: {problem}", hint=hint)
     names = [c["name"] for c in run["candidates"]]
@@ -127,7 +127,7 @@ def check_run(run: Any, where: str = "run") -> None:
         raise LeptonError(f"{where}: picked {run['picked']!r}, which is not among the candidates", hint=hint)
 
 
-def _mismatch(value: Any, shape: Any, place: str) -> str | None:
+def mismatch(value: Any, shape: Any, place: str) -> str | None:
     """The first place where a value differs from its shape, in words; None when it fits."""
     if shape is ANY:
         return None
@@ -135,12 +135,12 @@ def _mismatch(value: Any, shape: Any, place: str) -> str | None:
         if not isinstance(value, dict):
             return f"{place or 'the run'} is {_kind(value)}, an object was expected"
         if "*" in shape:
-            return _first(_mismatch(v, shape["*"], f"{place}.{k}") for k, v in value.items() if v is not None)
+            return _first(mismatch(v, shape["*"], f"{place}.{k}") for k, v in value.items() if v is not None)
         return _first(_mismatch_key(value, key, inner, place) for key, inner in shape.items())
     if isinstance(shape, list):
         if not isinstance(value, list | tuple):
             return f"{place} is {_kind(value)}, a list was expected"
-        return _first(_mismatch(v, shape[0], f"{place}[{i}]") for i, v in enumerate(value))
+        return _first(mismatch(v, shape[0], f"{place}[{i}]") for i, v in enumerate(value))
     if shape is PAIR:
         fits = isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) for v in value)
     else:
@@ -154,7 +154,7 @@ def _mismatch_key(value: dict[str, Any], key: str, shape: Any, place: str) -> st
     inner = f"{place}.{name}" if place else name
     if value.get(name) is None:
         return None if key.endswith("?") else f"{inner} is missing"
-    return _mismatch(value[name], shape, inner)
+    return mismatch(value[name], shape, inner)
 
 
 def _first(problems: Iterable[str | None]) -> str | None:

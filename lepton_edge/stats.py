@@ -101,8 +101,13 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean = math.fsum(values) / n
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    half = (_T[n - 2] if n - 1 <= len(_T) else 1.96) * spread / math.sqrt(n)
+    half = t95(n - 1) * spread / math.sqrt(n)
     return mean - half, mean + half
+
+
+def t95(freedom: int) -> float:
+    """The two-sided 95 % point of Student's t with ``freedom`` (from 1) degrees of freedom; above 30 the normal one."""
+    return _T[freedom - 1] if freedom <= len(_T) else 1.96
 
 
 def summarize(rounds: Sequence[Sequence[int]], processes: Sequence[int] | None = None) -> dict:

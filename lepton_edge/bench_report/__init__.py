@@ -1,0 +1,1 @@
+"""What ``report`` makes of results of ``bench``: pages of any number of them, limits, changes since a baseline."""
