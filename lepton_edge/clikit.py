@@ -218,6 +218,15 @@ CONVERT: Group = {
     ),
 }
 
+RUNTIME = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME[:DEVICE]",
+        help="Another runtime than the format's own, or device: NAME or NAME:DEVICE.",
+    ),
+]
+
 
 def command(app: typer.Typer, *groups: Group, name: str | None = None) -> Callable[[Callable], Callable]:
     """Register a function as a command; the options of ``groups`` reach it as one namespace ``opts``.
