@@ -9,22 +9,8 @@ from typing import Annotated
 import typer
 
 from lepton_edge import __version__, cli_devices, cli_measure, cli_ship, clikit
-from lepton_edge.clikit import (
-    ANALYZE,
-    BENCH,
-    CONVERT,
-    DATA,
-    DROP,
-    QUANTIZE,
-    RUNTIME,
-    SAMPLES,
-    TARGET,
-    TRAIN,
-    command,
-    emit,
-    progress,
-    recipe_from,
-)
+from lepton_edge.cli_options import ANALYZE, BENCH, CONVERT, DATA, DROP, QUANTIZE, RUNTIME, SAMPLES, TARGET, TRAIN
+from lepton_edge.clikit import command, emit, progress, recipe_from
 from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(

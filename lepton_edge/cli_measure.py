@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from lepton_edge import clikit
-from lepton_edge.clikit import BENCH, RUNTIME, SAMPLES, command, emit, progress, recipe_from
+from lepton_edge.cli_options import BENCH, RUNTIME, SAMPLES
+from lepton_edge.clikit import command, emit, progress, recipe_from
 from lepton_edge.errors import LeptonError, LimitError, UsageError
 
 app = typer.Typer()
