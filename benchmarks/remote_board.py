@@ -1,10 +1,10 @@
 """A remote board end to end: latency and parity in three runtimes, deployment, rollback, and all that may break.
 
-    python benchmarks/board.py [--namespace] [--only bench deploy faults]
+    python benchmarks/remote_board.py [--namespace] [--only bench deploy faults]
 
 The board is a real sshd on loopback (tests/board.py), so its figures are this machine's. With --namespace all of it
 runs in a network namespace of its own whose loopback carries 20 Mbit/s (needs root, unshare, ip and tc).
-Results: benchmarks/results/board.json, and the section "A board over SSH" of BENCHMARKS.md.
+Results: benchmarks/results/remote_board.json, and the section "A board over SSH" of BENCHMARKS.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common import BIN, RESULTS, ROOT, cache, cli, last_words, shared
 from page import table, update
 
 sys.path.append(str(ROOT / "tests"))
-RESULT = RESULTS / "board.json"
+RESULT = RESULTS / "remote_board.json"
 RATE = "20mbit"
 MODELS = {
     "ic_resnet8": ("mlperf_tiny/ic_resnet8.h5", "cifar10/calib.npz", "cifar10/eval.npz", ()),
@@ -196,7 +196,11 @@ def _devices() -> Path:
 def write_page() -> None:
     """The section of BENCHMARKS.md, from the kept results."""
     told = json.loads(RESULT.read_text())
-    lines = ["# A board over SSH", "", f"A real sshd on loopback{told['network']}; `python benchmarks/board.py`."]
+    lines = [
+        "# A board over SSH",
+        "",
+        f"A real sshd on loopback{told['network']}; `python benchmarks/remote_board.py`.",
+    ]
     if rows := told.get("bench"):
         lines += ["", "Latency there, one thread, and the answers of the file there against the same file here:", ""]
         cells = []
