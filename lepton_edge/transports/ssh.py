@@ -20,6 +20,7 @@ SETTINGS = (
     "ForwardAgent=no", "ForwardX11=no", "PermitLocalCommand=no", "RequestTTY=no", "LogLevel=ERROR",
     "ControlMaster=auto", "ControlPersist=no",
 )  # fmt: skip
+OWN_WORDS = ("ssh", "kex", "client_loop", "Connection", "Received", "Timeout", "mux_client", "Disconnected")
 # The client's words (its last line) -> what it means, and the fix.
 WORDS: tuple[tuple[str, str, str], ...] = (
     ("REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key is not the known one: set up anew, or another machine",
@@ -68,6 +69,9 @@ def connect(title: str, *, address: str, python: str = "python3", temp: str = ""
             if sign in words:
                 fix = fix.format(host=host.rpartition("@")[2], address=f"{f'-p {port} ' if port else ''}{host}")
                 return f"{title}: {meaning}", fix
-        return f"{title}: the connection was lost" + (f" ({words})" if words else ""), "check its power and its network"
+        # The last words may be the worker's own, which has nothing to do with it.
+        own = words.splitlines()[-1] if words.strip() else ""
+        told = f" ({own})" if own.startswith(OWN_WORDS) else ""
+        return f"{title}: the connection was lost{told}", "check its power and its network"
 
     return Transport(wrap, explain, python, temp, close=lambda: shutil.rmtree(control, ignore_errors=True))
