@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("onnxruntime")
-
 from slim_nets import BLOCKS, Builder, encoder, random_net
 
 from lepton_edge.quant.net import from_proto, to_proto
+from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.tap import Runner
 from lepton_edge.slim.cost import Meter
 from lepton_edge.slim.explicit import explicit
 from lepton_edge.slim.families import families
 from lepton_edge.slim.remove import gone, removed, renewed
 from lepton_edge.slim.trace import trace
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
 
 def traced(proto, round_to=1):
@@ -143,3 +146,45 @@ def test_a_pruned_net_is_valid_onnx():
     t, found, _ = traced(random_net(5, [4, 5, 6]))
     _, members = halved(found, np.random.default_rng(0))
     onnx.checker.check_model(to_proto(removed(t, gone(t, members))), full_check=True)
+
+
+def lighted(name, path):
+    """A published graph that the onnx package carries without its weights, with random ones."""
+    from onnx import load, numpy_helper, save
+
+    proto = load(str(Path(onnx.__file__).parent / f"backend/test/data/light/light_{name}.onnx"))
+    sizes = {item.name: numpy_helper.to_array(item).tolist() for item in proto.graph.initializer}
+    norms = {n for node in proto.graph.node if node.op_type == "BatchNormalization" for n in node.input[1:]}
+    rng = np.random.default_rng(0)
+    for node in [n for n in proto.graph.node if n.op_type == "ConstantOfShape"]:
+        shape = sizes[node.input[0]]
+        value = np.abs(rng.normal(size=shape)) + 0.5 if node.output[0] in norms else rng.normal(size=shape)
+        value = value * np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else value * 0.5
+        proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), node.output[0]))
+        proto.graph.node.remove(node)
+    proto.ir_version = 8
+    save(proto, path)
+    return prepare(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("squeezenet", 25),
+        pytest.param("shufflenet", 10, marks=pytest.mark.slow),  # grouped convolutions and shuffles
+        pytest.param("resnet50", 37, marks=pytest.mark.slow),
+        pytest.param("densenet121", 119, marks=pytest.mark.slow),
+    ],
+)
+def test_published_graphs(name, least, tmp_path):
+    found, left = check(to_proto(lighted(name, tmp_path / "net.onnx")), 8)
+    assert len(found) >= least
+    assert all("Softmax" in why or "output" in why or "step" in why for why in left.values()), left
+
+
+def test_mobilenet_v2():
+    path = Path(__file__).resolve().parent.parent.parent / "shared/data/models/mobilenet_v2.onnx"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    found, left = check(to_proto(prepare(str(path))), 8)
+    assert len(found) == 25 and set(left) == {"output"}
