@@ -1,4 +1,4 @@
-"""Pruning of an ONNX model without training: channels removed, or weights set to zero, the rest fitted by samples."""
+"""Pruning of an ONNX model without training: channels or weights go, what is left is fitted."""
 
 from __future__ import annotations
 
