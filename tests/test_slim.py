@@ -18,6 +18,7 @@ from lepton_edge.quant.core import decibels, distance_of
 from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.rounding import unit_upper
 from lepton_edge.slim import core, drive_sparse, latency, order, sparse
+from lepton_edge.slim.live import live
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -203,3 +204,10 @@ def test_the_command_prunes_proves_and_converts(cnn, data, tmp_path, monkeypatch
 def test_calls_that_lack_or_mix_something(cnn, data, arguments, message):
     result = CliRunner().invoke(app, ["prune", cnn, *[str(data) if a == "DATA" else a for a in arguments]])
     assert result.exit_code in (1, 2) and message in result.output
+
+
+def test_padding_is_no_sample():
+    sample = {"ids": np.array([[5, 6, 0, 0]]), "attention_mask": np.array([[1, 1, 0, 0]])}
+    (mask,) = live([sample])
+    assert mask.tolist() == [True, True, False, False]
+    assert live([{"ids": sample["ids"]}, {"mask": np.array([[3, 1]])}]) == [None, None]

@@ -75,10 +75,17 @@ def solve(
     return made, weights
 
 
-def float_outputs(net: Net, segment: Segment, samples: Sequence[Sample] | Kept, into: Kept, effort: Effort) -> tuple:
+def float_outputs(
+    net: Net,
+    segment: Segment,
+    samples: Sequence[Sample] | Kept,
+    into: Kept,
+    effort: Effort,
+    live: Sequence[np.ndarray | None] = (),
+) -> tuple:
     """The float outputs of a segment's layers at the rows that are taken, and the shapes of those outputs."""
     layers = [layer for layer in segment.layers if correctable(layer)]
-    rows = {layer.y: Rows(net, layer, effort.positions) for layer in layers}
+    rows = {layer.y: Rows(net, layer, effort.positions, live=live) for layer in layers}
     ys: dict[str, list[np.ndarray]] = {layer.y: [] for layer in layers}
     sizes: dict[str, list[tuple[int, ...]]] = {layer.y: [] for layer in layers}
     names = list(dict.fromkeys([*ys, *into.names]))

@@ -13,6 +13,7 @@ import numpy as np
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.rounding import Moments
 from lepton_edge.quant.tap import BUDGET, Sample, each, finite
+from lepton_edge.slim.live import live
 from lepton_edge.slim.trace import Consumer
 
 WIDEST = 4096  # channels of a tensor whose moments are taken
@@ -48,7 +49,7 @@ def moments(
     """
     wide = {(c.x, c.axis): len(c.channels) for c in consumers if len(c.channels) <= WIDEST}
     sums = {place: (Moments.of(1, 0, channels), Moments.of(1, 0, channels)) for place, channels in wide.items()}
-    seen = dict.fromkeys(wide, 0)
+    seen, counted = dict.fromkeys(wide, 0), live(samples)
     places: dict[str, list[int]] = {}
     for tensor, axis in wide:
         places.setdefault(tensor, []).append(axis)
@@ -57,6 +58,9 @@ def moments(
     def take(tensor: str, value: np.ndarray) -> None:
         for axis in places[tensor]:
             rows = np.moveaxis(finite(tensor, value), axis, -1).reshape(-1, value.shape[axis])
+            mask = counted[seen[tensor, axis]]
+            if mask is not None and len(mask) == len(rows):
+                rows = rows[mask]
             if len(rows) > POSITIONS:
                 rows = rows[rng.choice(len(rows), POSITIONS, replace=False)]
             sums[tensor, axis][seen[tensor, axis] % 2].add(rows[None], rows[None, :, :0])

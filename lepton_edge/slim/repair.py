@@ -23,6 +23,7 @@ from lepton_edge.quant.segments import Kept, Segment, cut, run_all, sub_net, wav
 from lepton_edge.quant.solve import BATCH, Effort, float_outputs, with_bias
 from lepton_edge.quant.tap import Runner, Sample
 from lepton_edge.slim.fold import bias_of, put
+from lepton_edge.slim.live import live
 
 WIDEST = 6144  # features of a layer whose weights are fitted
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -58,17 +59,17 @@ def repaired(
     made = pruned.copy()
     fix = fix or (lambda layer, full, halves: rounding.refit(full, halves, RIDGES))
     old, new = layers_of(dense), {layer.y: layer for layer in layers_of(pruned)}
-    effort, done = Effort(positions=positions), 0
+    effort, done, counted = Effort(positions=positions), 0, live(samples)
     floats: Sequence[Sample] | Kept = samples
     thinned: Sequence[Sample] | Kept = samples
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
         for k, segment in enumerate(cut(dense, Placement(tuple(old), (), (), False, frozenset()), effort.layers)):
             segment = replace(segment, layers=tuple(y for y in segment.layers if _within(dense, segment, y)))
             next_floats = Kept(Path(folder) / f"f{k}", segment.gives)
-            ys, sizes, _ = float_outputs(dense, segment, floats, next_floats, effort)
+            ys, sizes, _ = float_outputs(dense, segment, floats, next_floats, effort, counted)
             for wave in waves(sub_net(dense, segment), segment.layers):
                 taken = [new[layer.y] for layer in wave if layer.y in new and _fits(made, new[layer.y])]
-                sums = _sums(made, segment, taken, thinned, (ys, sizes, kept), effort)
+                sums = _sums(made, segment, taken, thinned, (ys, sizes, kept), effort, counted)
                 for layer in taken:
                     full = fix(layer, with_bias(made, layer), sums[layer.y])
                     _write(made, layer, full)
@@ -101,6 +102,7 @@ def _sums(
     samples: Sequence[Sample] | Kept,
     outputs: tuple,
     effort: Effort,
+    counted: Sequence[np.ndarray | None],
 ) -> dict[str, Halves]:
     """Sums over even and odd batches of samples: inputs of the changed net, outputs of the dense one."""
     if not layers:
@@ -108,7 +110,7 @@ def _sums(
     ys, sizes, kept = outputs
     part = sub_net(made, segment)
     runner = Runner(part, list(dict.fromkeys(layer.x for layer in layers)))
-    rows = {layer.y: Rows(made, layer, effort.positions) for layer in layers}
+    rows = {layer.y: Rows(made, layer, effort.positions, live=counted) for layer in layers}
     shapes = {layer.y: with_bias(made, layer).shape for layer in layers}
     sums = {y: (Moments.of(g, o, f - 1), Moments.of(g, o, f - 1)) for y, (g, o, f) in shapes.items()}
     held: dict[str, tuple[list[Any], list[Any]]] = {y: ([], []) for y in sums}
