@@ -210,10 +210,9 @@ def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, pro
     known = next(step.options for step in registry.steps() if step.name == way)
     for name in recipe.prune or {}:
         if name not in known:
-            kind = "Keras models, which are fine-tuned," if way == "prune_keras" else "models that are not fine-tuned"
             raise UsageError(
-                f"{model}: '{name}' is no option of pruning {kind}",
-                "convert it to ONNX first" if way == "prune_keras" else "leave it out",
+                f"{model}: '{name}' is no option of {way}",
+                "to prune without training, convert it to ONNX first" if way == "prune_keras" else "leave it out",
             )
     return _with_verb("prune", model, target, out, recipe, progress)
 

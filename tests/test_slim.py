@@ -198,7 +198,7 @@ def test_the_command_prunes_proves_and_converts(cnn, data, tmp_path, monkeypatch
     [
         ([], "no samples were given"),
         (["--eval", "DATA"], "prune needs calibration samples"),
-        (["--data", "DATA", "--epochs", "2"], "'epochs' is no option of pruning models that are not fine-tuned"),
+        (["--data", "DATA", "--epochs", "2"], "'epochs' is no option of prune_onnx"),
     ],
 )
 def test_calls_that_lack_or_mix_something(cnn, data, arguments, message):
