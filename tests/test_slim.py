@@ -99,6 +99,22 @@ def test_heads_of_a_transformer_are_removed(tmp_path):
     assert loss(path, made, samples[40:]) > 10
 
 
+def test_a_layer_applied_by_head_survives_the_loss_of_heads(tmp_path):
+    b, shape = Builder(0), [1, 6, 8, 4]
+    x = b.op("Reshape", b.dense("x", 32, 32), b.const(np.array(shape, np.int64)))
+    x = b.dense(b.op("Relu", b.dense(b.op("Transpose", x, perm=[0, 2, 1, 3]), 4, 8)), 8, 4)
+    x = b.op("Reshape", b.op("Transpose", x, perm=[0, 2, 1, 3]), b.const(np.array([1, 6, 32], np.int64)))
+    b.dense(x, 32, 32)
+    b.nodes[-1].output[0] = "y"
+    path = str(tmp_path / "by_head.onnx")
+    onnx.save(model(b.nodes, {"x": [1, 6, 32]}, {"y": [1, 6, 32]}, b.consts, opset=20), path)
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.normal(size=(1, 6, 32)).astype(np.float32)} for _ in range(60)]
+    made = core.prune(path, samples[:40], core.Options(macs=0.8, round_to=4))
+    assert any(width < whole == 32 for width, whole in made.figures["widths"].values())
+    assert loss(path, made, samples[40:]) > 3
+
+
 def test_a_latency_limit_is_halved_in_on(studied):
     found, _ = studied
 

@@ -24,7 +24,7 @@ from lepton_edge.slim.fold import folded
 from lepton_edge.slim.moments import moments
 from lepton_edge.slim.order import order
 from lepton_edge.slim.remove import gone, removed, renewed
-from lepton_edge.slim.repair import repaired
+from lepton_edge.slim.repair import layers_of, repaired
 from lepton_edge.slim.sensitivity import Curve, measure
 from lepton_edge.slim.trace import Trace, trace
 
@@ -129,7 +129,7 @@ def apply(found: Study, samples: Sequence[Sample], options: Options, told: Told 
     lost = gone(t, np.concatenate([curve.lost(width) for curve, width in zip(found.curves, widths, strict=True)]))
     made = renewed(removed(t, lost, folded(t, lost, found.stats)))
     if options.repair and len(samples):
-        kept = {name: ~lost[channels] for name, axes in t.axes.items() for channels in axes.values()}
+        kept = kept_outputs(t, lost)
         made = repaired(
             t.net, made, kept, take(samples, scaled(REPAIRED, found.meter.total)),
             told=lambda done, total: tell(done, total, "fitting weights, layer"),
@@ -144,6 +144,19 @@ def apply(found: Study, samples: Sequence[Sample], options: Options, told: Told 
     if len(samples):
         figures["calibration_sqnr_db"] = decibels(distance_of(t.net, made, take(samples, 32)))
     return Pruned(made, figures)
+
+
+def kept_outputs(t: Trace, lost: np.ndarray) -> dict[str, np.ndarray | None]:
+    """For repaired(): which outputs of a layer are left; None where rows of it went too (a layer applied by head)."""
+    made: dict[str, np.ndarray | None] = {}
+    for layer in layers_of(t.net):
+        axis = 1 if layer.op.startswith("Conv") else (t.rank(layer.y) or 1) - 1
+        axes = t.of(layer.y)
+        if any(lost[channels].any() for at, channels in axes.items() if at != axis):
+            made[layer.y] = None
+        elif axis in axes:
+            made[layer.y] = ~lost[axes[axis]]
+    return made
 
 
 def known(t: Trace, kept: Collection[str], name: str) -> None:

@@ -46,16 +46,19 @@ def layers_of(net: Net) -> list[Layer]:
 def repaired(
     dense: Net,
     pruned: Net,
-    kept: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray | None],
     samples: Sequence[Sample],
     *,
     fix: Fix | None = None,
     positions: int = 128,
     told: Callable[[int, int], None] | None = None,
 ) -> Net:
-    """A copy of `pruned` with other weights and biases. `kept` says by layer output which of the dense layer's channels
-    are there (bool; all where it has none); `fix` makes weights [groups, outputs, features + 1] of those that are there
-    and the sums over two halves of the samples, by default least squares (rounding.refit)."""
+    """A copy of `pruned` with other weights and biases.
+
+    `kept` says by layer output which of the dense layer's channels are there (bool; all where it is silent; None: the
+    layer is left alone). `fix` makes weights [groups, outputs, features + 1] of those that are there and the sums over
+    two halves of the samples, by default least squares (rounding.refit).
+    """
     made = pruned.copy()
     fix = fix or (lambda layer, full, halves: rounding.refit(full, halves, RIDGES))
     old, new = layers_of(dense), {layer.y: layer for layer in layers_of(pruned)}
@@ -68,7 +71,9 @@ def repaired(
             next_floats = Kept(Path(folder) / f"f{k}", segment.gives)
             ys, sizes, _ = float_outputs(dense, segment, floats, next_floats, effort, counted)
             for wave in waves(sub_net(dense, segment), segment.layers):
-                taken = [new[layer.y] for layer in wave if layer.y in new and _fits(made, new[layer.y])]
+                taken = [
+                    new[layer.y] for layer in wave if _fits(made, new, layer.y) and kept.get(layer.y, ()) is not None
+                ]
                 sums = _sums(made, segment, taken, thinned, (ys, sizes, kept), effort, counted)
                 for layer in taken:
                     full = fix(layer, with_bias(made, layer), sums[layer.y])
@@ -91,8 +96,9 @@ def _within(net: Net, segment: Segment, layer: Layer) -> bool:
     return layer.x in inside or layer.x in segment.takes
 
 
-def _fits(net: Net, layer: Layer) -> bool:
-    return correctable(layer) and matrix(layer, net.consts[layer.weight]).shape[2] <= WIDEST
+def _fits(net: Net, layers: Mapping[str, Layer], y: str) -> bool:
+    layer = layers.get(y)
+    return layer is not None and correctable(layer) and matrix(layer, net.consts[layer.weight]).shape[2] <= WIDEST
 
 
 def _sums(

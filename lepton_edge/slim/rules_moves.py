@@ -1,8 +1,8 @@
 """Channels through operators that only move values.
 
-A reshape that merges axes repeats each channel for all that it becomes. One that splits channels keeps them on one of
-the new axes, and joins what lies along the others: the last but one of a split last axis (heads of attention), the
-longest elsewhere (channel shuffle).
+A reshape that merges axes repeats each channel for all that it becomes; of two axes with channels the first keeps
+them. One that splits channels keeps them on one of the new axes, and joins what lies along the others: the last but one
+of a split last axis (heads of attention), the longest elsewhere (channel shuffle).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def reshape(t: Trace, k: int, node: Any) -> None:
         held = [axis for axis in ins if axis in t.of(x)]
         if not held:
             continue
-        if len(held) > 1 or not outs:
-            t.pin(x, f"{node.op_type} mixes their axes", ins)
+        t.pin(x, f"{node.op_type} mixes them with others", ins if not outs else tuple(held[1:]))
+        if not outs:
             continue
         sizes = [_size(shapes[0][axis]) for axis in ins], [_size(shapes[1][axis]) for axis in outs]
         stacked = [at for at, axis in enumerate(outs) if _stacked(t, y, axis)]
