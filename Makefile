@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test check bench bench-quant bench-convert bench-harness bench-edge clean
+.PHONY: demo test check bench bench-quant bench-convert bench-harness bench-edge bench-prune clean
 
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
@@ -37,6 +37,9 @@ bench-harness: .venv/.test
 bench-edge: .venv/.test
 	$(BIN)/python benchmarks/micro.py
 	$(BIN)/python benchmarks/emulated.py
+
+bench-prune: .venv/.test
+	$(BIN)/python benchmarks/pruning.py
 
 clean:
 	rm -rf .venv build lepton-out *.egg-info

@@ -202,7 +202,18 @@ def quantize(
 
 
 def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
-    """Magnitude pruning with fine-tuning on the training data of the recipe."""
+    """Prune a model: Keras models while they are fine-tuned on labelled samples, others on calibration samples alone.
+
+    Raises UsageError for options of the recipe that are those of the other way.
+    """
+    way = "prune_keras" if run_feeds.fine_tunes(detect(model)) else "prune_onnx"
+    known = next(step.options for step in registry.steps() if step.name == way)
+    for name in recipe.prune or {}:
+        if name not in known:
+            raise UsageError(
+                f"{model}: '{name}' is no option of {way}",
+                "to prune without training, convert it to ONNX first" if way == "prune_keras" else "leave it out",
+            )
     return _with_verb("prune", model, target, out, recipe, progress)
 
 

@@ -68,7 +68,9 @@ def compress(
     ] = None,
     sparsity: Annotated[
         float | None,
-        typer.Option("--prune", min=0.0, max=0.99, metavar="SPARSITY", help="Also prune (Keras; needs --train)."),
+        typer.Option(
+            "--prune", min=0.0, max=0.99, metavar="SPARSITY", help="Also prune: Keras with --train, others by samples."
+        ),
     ] = None,
     *,
     opts: SimpleNamespace,
@@ -143,21 +145,38 @@ def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: Si
     _artifact("quantize", model, to, out, opts)
 
 
-@command(app, SAMPLES, TRAIN, DROP)
+@command(app, DATA, TRAIN, DROP)
 def prune(
     model: ModelArg,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", metavar="NAME", help="channels, weights, or N:M as in 2:4 (not for Keras models)."),
+    ] = None,
+    macs: Annotated[
+        float | None,
+        typer.Option("--macs", min=0.0, max=1.0, help="Channels: share of the multiply-accumulates that stays (0.8)."),
+    ] = None,
     sparsity: Annotated[
-        float, typer.Option("--sparsity", min=0.0, max=0.99, help="Share of the weights to set to zero.")
-    ] = 0.5,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of fine-tuning.")] = 3,
+        float | None,
+        typer.Option("--sparsity", min=0.0, max=0.99, help="Weights: share to set to zero (Keras models: 0.5)."),
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option("--round-to", min=1, help="Channels: layers keep a multiple of it (8).")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Keras models: epochs of fine-tuning (3).")
+    ] = None,
     to: ToOne = None,
     out: OutFile = None,
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Magnitude pruning of a Keras model, with fine-tuning.
+    """Remove channels, or set weights to zero.
 
-    Example: `lepton-edge prune model.keras --train train.npz --eval test.npz --sparsity 0.75`
+    Keras models are fine-tuned meanwhile, on labelled samples (--train). All others are pruned on their ONNX form
+    without training: what is left is fitted to the original's answers on calibration samples (--data).
+
+    Example: `lepton-edge prune model.onnx --data calib.npz --macs 0.8`
     """
     import dataclasses
 
@@ -165,8 +184,9 @@ def prune(
 
     opts.to = None
     recipe = recipe_from(opts)
-    recipe = dataclasses.replace(recipe, prune={**(recipe.prune or {}), "sparsity": sparsity, "epochs": epochs})
-    made = api.prune(model, to, out, recipe, progress(opts))
+    given = {"method": method, "macs": macs, "sparsity": sparsity, "round_to": round_to, "epochs": epochs}
+    chosen = {**(recipe.prune or {}), **{name: value for name, value in given.items() if value is not None}}
+    made = api.prune(model, to, out, dataclasses.replace(recipe, prune=chosen), progress(opts))
     emit(made, opts, lambda: show.artifact(made))
     _check_drop(made, opts.max_drop)
 

@@ -98,7 +98,7 @@ TRAIN: Group = {
     "train": (
         Annotated[
             str | None,
-            typer.Option("--train", metavar="PATH", help="Labelled samples to fine-tune on while pruning."),
+            typer.Option("--train", metavar="PATH", help="Labelled samples to fine-tune on while pruning (Keras)."),
         ],
         None,
     ),

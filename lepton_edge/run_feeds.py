@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import stages
+from lepton_edge import registry, stages
 from lepton_edge.conversion import Conversion, asked_sizes, fixed_values
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed, open_data, write_feed
+from lepton_edge.plan import route
 from lepton_edge.ports import Port, Ports
 from lepton_edge.preprocess import Preprocess, from_dict
 from lepton_edge.quant.schemes import needs_data
@@ -30,7 +31,7 @@ class Feeds:
 
     def by_verb(self) -> dict[str, Feed]:
         """Which samples a pass of a verb works on."""
-        given = {"quantize": self.calibration, "prune": self.training}
+        given = {"quantize": self.calibration, "prune": self.training or self.calibration}
         return {verb: feed for verb, feed in given.items() if feed is not None}
 
     def labels(self) -> Any | None:
@@ -67,8 +68,15 @@ def open_feeds(
         return Feeds(feed, None, None, preprocess, (note,))
     if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
         raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
-    if "prune" in verbs and data.training is None:
-        raise LeptonError("prune needs labelled samples to fine-tune on", "name them with --train")
+    trains = "prune" in verbs and fine_tunes(source.art.format)
+    if trains and data.training is None:
+        raise LeptonError(
+            "prune needs labelled samples to fine-tune on",
+            "name them with --train; a model converted to ONNX is pruned without training, on --data",
+        )
+    calibrating = data.calibration or (data.training if "prune" in verbs and not trains else None)
+    if "prune" in verbs and not trains and calibrating is None:
+        raise LeptonError("prune needs calibration samples", "name a .npz, .npy or image folder with --data")
     warnings: list[str] = []
     classes = _classes(source.outputs)
 
@@ -82,10 +90,10 @@ def open_feeds(
 
     evaluation = read(evaluated, data.evaluation_samples, "evaluation")
     calibration = training = None
-    if "quantize" in verbs and data.calibration:
-        calibration = read(data.calibration, data.samples, "calibration")
+    if calibrating and ("quantize" in verbs or ("prune" in verbs and not trains)):
+        calibration = read(calibrating, data.samples, "calibration")
         _check_sizes(calibration, evaluation)
-    if "prune" in verbs and data.training:
+    if trains and data.training:
         training = read(data.training, None, "training")
     if verbs and evaluated != data.evaluation:
         what = "accuracy" if evaluation.labels else "nearness to the source model"
@@ -95,6 +103,11 @@ def open_feeds(
     if evaluation.count < 100:
         warnings.append(f"only {evaluation.count} evaluation samples: a few points of accuracy are noise")
     return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))
+
+
+def fine_tunes(format_: str) -> bool:
+    """Whether models of a format are pruned as Keras models, while they train."""
+    return route(format_, "keras", (), registry.steps()) is not None
 
 
 def open_calibration(road: Road, source: Source, recipe: Recipe, limit: int) -> tuple[Feed, list[str]]:

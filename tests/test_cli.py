@@ -114,7 +114,7 @@ def test_a_reader_that_leaves_is_no_error_worth_a_traceback():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["evaluate", "compare", "bench", "convert", "prune"])
+@pytest.mark.parametrize("name", ["evaluate", "compare", "bench", "convert"])
 def test_samples_are_those_it_runs_on_where_nothing_is_calibrated(name, monkeypatch):
     from lepton_edge import api
     from lepton_edge.errors import LeptonError

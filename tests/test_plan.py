@@ -88,6 +88,9 @@ def test_every_file_in_the_folders_is_readable_as_a_plugin():
         ("quantize", "savedmodel", "tflite"),
         ("quantize", "pt2", "tflite"),
         ("prune", "h5", "keras"),
+        ("prune", "onnx", "onnx"),
+        ("prune", "pt2", "onnx"),
+        ("prune", "savedmodel", "onnx"),
     ],
 )
 def test_a_pass_without_a_target_goes_to_its_own_format_or_the_nearest(verb, format_, wanted):
@@ -95,6 +98,6 @@ def test_a_pass_without_a_target_goes_to_its_own_format_or_the_nearest(verb, for
 
 
 def test_a_pass_that_cannot_be_reached_says_what_it_works_on():
-    with pytest.raises(LeptonError, match="prune does not work on onnx") as e:
-        api._place_of("prune", "onnx", Path("model.onnx"))
+    with pytest.raises(LeptonError, match="prune does not work on openvino") as e:
+        api._place_of("prune", "openvino", Path("model.xml"))
     assert "keras" in e.value.hint

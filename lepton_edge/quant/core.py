@@ -238,8 +238,10 @@ def worst_layers(told: sensitivity.Sensitivity, share: float) -> frozenset[str]:
     return frozenset(chosen_)
 
 
-def rebased(net: Net, placement: Placement, samples: Sequence[Sample], options: Options) -> Net:
-    """A copy with every linear residual stream in the basis that quantizes best."""
+def rebased(
+    net: Net, placement: Placement, samples: Sequence[Sample], options: Options, basis: streams.Basis = streams.basis
+) -> Net:
+    """A copy with every linear residual stream in another basis, by default the one that quantizes best."""
     found = streams.find(net, placement)
     of = {tensor: k for k, stream in enumerate(found) for tensor in stream.tensors}
     rngs = [np.random.default_rng((options.seed, k)) for k in range(len(found))]
@@ -252,7 +254,7 @@ def rebased(net: Net, placement: Placement, samples: Sequence[Sample], options: 
     each(net, list(of), samples, take_rows, budget=options.memory)
     made = net.copy()
     for stream, held in zip(found, rows, strict=True):
-        streams.change(made, stream, streams.basis(made, stream, np.concatenate(held), options.seed))
+        streams.change(made, stream, basis(made, stream, np.concatenate(held), options.seed))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,15 @@ def correctable(layer: Layer) -> bool:
 
 
 class Rows:
-    """Takes the same random positions from a layer's input and output, at most `most` a sample."""
+    """Takes the same random positions from a layer's input and output, at most `most` a sample.
 
-    def __init__(self, net: Net, layer: Layer, most: int, seed: int = 0) -> None:
-        self.layer = layer
+    `live` says by sample which positions count (bool, None: all), where a tensor has as many.
+    """
+
+    def __init__(
+        self, net: Net, layer: Layer, most: int, seed: int = 0, live: Sequence[np.ndarray | None] = ()
+    ) -> None:
+        self.layer, self._live = layer, live
         self._most, self._seed = most, seed
         node = net.makers[layer.y]
         weight = net.consts[layer.weight]
@@ -76,9 +82,11 @@ class Rows:
         return np.unravel_index(self._positions(int(np.prod(shape)), sample), shape)
 
     def _positions(self, count: int, sample: int) -> Any:
-        if count <= self._most:
-            return np.arange(count)
-        return np.sort(np.random.default_rng((self._seed, sample)).choice(count, self._most, replace=False))
+        mask = self._live[sample] if self._live else None
+        where = np.arange(count) if mask is None or len(mask) != count else np.flatnonzero(mask)
+        if len(where) <= self._most:
+            return where
+        return np.sort(np.random.default_rng((self._seed, sample)).choice(where, self._most, replace=False))
 
     def _padding(self, have: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[int, int]]:
         rank = len(self._kernel)

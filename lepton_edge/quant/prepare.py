@@ -28,6 +28,7 @@ def prepare(path: str, least: int = 13) -> Net:
     model = load.read(path)
     if found := QUANTIZED & {node.op_type for node in model.graph.node}:
         raise LeptonError(f"{name} is quantized already ({min(found)})", "give the float model it was made from")
+    _close(model)
     model = load.optimise(_raised(model, name, least))
     net = from_proto(model)
     fold_batchnorm(net)
@@ -36,6 +37,16 @@ def prepare(path: str, least: int = 13) -> Net:
     for k, node in enumerate(net.nodes):
         node.name = f"{k}_{node.op_type}"  # unique: a layer is found by it wherever its tensors are renamed
     return net
+
+
+def _close(model: Any) -> None:
+    """Constants that old files also list as inputs are no inputs: nothing that reads them would be folded."""
+    held = {item.name for item in model.graph.initializer}
+    kept = [port for port in model.graph.input if port.name not in held]
+    if len(kept) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        model.ir_version = max(model.ir_version, 4)
 
 
 def _raised(model: Any, name: str, least: int) -> Any:

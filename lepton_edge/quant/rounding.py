@@ -11,6 +11,7 @@ A layer's float output y is what its weights should give from the input x^ that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,15 +65,15 @@ class Moments:
         return self.yy.sum(1) - 2 * np.einsum("gof,gof->g", self.yx, w) + squares
 
 
-def refit(w: np.ndarray, halves: tuple[Moments, Moments]) -> np.ndarray:
+def refit(w: np.ndarray, halves: tuple[Moments, Moments], ridges: Sequence[float] = RIDGES) -> np.ndarray:
     """The weights [G, O, F + 1] (last: bias) of least squared error, as far as unseen samples confirm it.
 
-    Each ridge of RIDGES (relative to the mean square of the features) and "bias only" is solved on one half of the
+    Each of `ridges` (relative to the mean square of the features) and "bias only" is solved on one half of the
     samples and judged on the other; the kind of least error is then solved on all of them, group by group.
     """
     fit, check = halves
     total = fit.merged(check)
-    kinds = (*RIDGES, None)
+    kinds = (*ridges, None)
     errors = [check.error(_ridge(w, fit, ridge)) for ridge in kinds]
     errors.append(check.error(w))
     best = np.stack(errors).argmin(0)
@@ -144,10 +145,7 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
     xx = np.take_along_axis(np.take_along_axis(xx, order[:, :, None], 1), order[:, None, :], 2)
     want = np.take_along_axis(w / step, order[:, None, :], 2)  # in steps
     size = np.take_along_axis(np.broadcast_to(step, w.shape), order[:, None, :], 2) if step.shape[2] > 1 else None
-    mean = np.maximum(diagonal.mean(1), 1e-12)
-    damped = xx + (damp * mean)[:, None, None] * np.eye(features)
-    upper = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
-    upper = upper / np.einsum("gff->gf", upper)[:, None, :]
+    upper, _ = unit_upper(xx, damp)
     errors = np.zeros_like(want)
     made = np.zeros_like(want)
     for start in range(0, features, BLOCK):
@@ -164,6 +162,15 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
             missed = want[:, :, at] - made[:, :, at]
             errors[:, :, at] = missed if size is None else missed * size[:, :, at]
     return np.take_along_axis(made, back[:, None, :], 2).astype(np.int64)
+
+
+def unit_upper(xx: np.ndarray, damp: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
+    """U [G, F, F], unit upper triangular, and D [G, F] with xx = U D U^T, `damp` of the mean put on the diagonal."""
+    mean = np.maximum(np.einsum("gff->g", xx) / xx.shape[1], 1e-12)
+    damped = xx + (damp * mean)[:, None, None] * np.eye(xx.shape[1])
+    upper = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+    diagonal = np.einsum("gff->gf", upper)
+    return upper / diagonal[:, None, :], diagonal**2
 
 
 def covariance(xx: np.ndarray, mean: np.ndarray) -> np.ndarray:

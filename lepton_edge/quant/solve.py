@@ -56,7 +56,7 @@ def solve(
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
         for k, segment in enumerate(cut(net, placement, effort.layers)):
             next_floats = Kept(Path(folder) / f"f{k}", segment.gives)
-            ys, sizes, rows = _outputs(net, segment, floats, next_floats, effort)
+            ys, sizes, rows = float_outputs(net, segment, floats, next_floats, effort)
             for wave in waves(sub_net(net, segment), segment.layers):
                 spec = QuantSpec(placement, activations, weights)
                 taken = [layer for layer in wave if correctable(layer)]
@@ -75,10 +75,17 @@ def solve(
     return made, weights
 
 
-def _outputs(net: Net, segment: Segment, samples: Sequence[Sample] | Kept, into: Kept, effort: Effort) -> tuple:
+def float_outputs(
+    net: Net,
+    segment: Segment,
+    samples: Sequence[Sample] | Kept,
+    into: Kept,
+    effort: Effort,
+    live: Sequence[np.ndarray | None] = (),
+) -> tuple:
     """The float outputs of a segment's layers at the rows that are taken, and the shapes of those outputs."""
     layers = [layer for layer in segment.layers if correctable(layer)]
-    rows = {layer.y: Rows(net, layer, effort.positions) for layer in layers}
+    rows = {layer.y: Rows(net, layer, effort.positions, live=live) for layer in layers}
     ys: dict[str, list[np.ndarray]] = {layer.y: [] for layer in layers}
     sizes: dict[str, list[tuple[int, ...]]] = {layer.y: [] for layer in layers}
     names = list(dict.fromkeys([*ys, *into.names]))
@@ -110,7 +117,7 @@ def _moments(
     runner = Runner(part, list(dict.fromkeys(names.values())), weights_as_they_are=True)
     sums, full = {}, {}
     for layer in layers:
-        full[layer.y] = _with_bias(made, layer)
+        full[layer.y] = with_bias(made, layer)
         groups, outs, wide = full[layer.y].shape
         sums[layer.y] = (Moments.of(groups, outs, wide - 1), Moments.of(groups, outs, wide - 1))
     held: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {layer.y: ([], []) for layer in layers}
@@ -128,7 +135,7 @@ def _moments(
     return sums
 
 
-def _with_bias(net: Net, layer: Layer) -> np.ndarray:
+def with_bias(net: Net, layer: Layer) -> np.ndarray:
     """A layer's weights [groups, outputs, features + 1], its bias last, float64."""
     rows = matrix(layer, net.consts[layer.weight]).astype(np.float64)
     groups, outputs, _ = rows.shape
@@ -143,7 +150,7 @@ def _layer(
     stored = net.consts[layer.weight]
     if halves is None:
         return nearest(stored, layer.axis, effort.bits)
-    full, has_bias = _with_bias(net, layer), layer.op != "MatMul"
+    full, has_bias = with_bias(net, layer), layer.op != "MatMul"
     if effort.refit and has_bias:
         full = rounding.refit(full, halves)
     total = halves[0].merged(halves[1])

@@ -10,6 +10,7 @@ in QuaRot (Ashkboos et al., arXiv:2404.00456); the one of several that needs the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from lepton_edge.quant.prepare import set_bias
 
 LINEAR = {"Add", "AveragePool", "GlobalAveragePool"}
 TRIES = 8
+Basis = Callable[[Net, "Stream", np.ndarray, int], np.ndarray]
 FLOOR = 1e-4  # of the largest eigenvalue: directions with less signal are not blown up further
 
 
@@ -108,8 +110,7 @@ def basis(net: Net, stream: Stream, rows: np.ndarray, seed: int = 0) -> np.ndarr
     """T [channels, channels] for a stream, from its vectors `rows` [positions, channels]."""
     rng = np.random.default_rng(seed)
     rows = rows.astype(np.float64)
-    cost = sum(np.einsum("oif,ojf->ij", w, w) for w in (_reads(net, layer) for layer in stream.readers))
-    root = _geometric_root(rows.T @ rows / len(rows), np.asarray(cost))
+    root = _geometric_root(rows.T @ rows / len(rows), _cost(net, stream))
     mixed = rows @ root.T
     best, kept = np.inf, root
     for _ in range(TRIES):
@@ -119,6 +120,23 @@ def basis(net: Net, stream: Stream, rows: np.ndarray, seed: int = 0) -> np.ndarr
         if span < best:
             best, kept = span, turn @ root
     return kept
+
+
+def principal(net: Net, stream: Stream, rows: np.ndarray, seed: int = 0) -> np.ndarray:
+    """T [channels, channels] whose channels are uncorrelated and matter to readers as much as they vary, most first.
+
+    With M = sum W^T W and the covariance C, T = V^T M^1/2 for the eigenvectors V of M^1/2 C M^1/2: removing channels is
+    then what costs the readers least of all subspaces (as SliceGPT does, Ashkboos et al., arXiv:2401.15024, there
+    without M).
+    """
+    rows = rows.astype(np.float64)
+    root = _power(_floored(_cost(net, stream)), 0.5)
+    return np.linalg.eigh(root @ np.cov(rows, rowvar=False, bias=True) @ root)[1].T[::-1] @ root
+
+
+def _cost(net: Net, stream: Stream) -> np.ndarray:
+    """M [channels, channels]: what an error of the stream costs the outputs of its readers."""
+    return np.asarray(sum(np.einsum("oif,ojf->ij", w, w) for w in (_reads(net, layer) for layer in stream.readers)))
 
 
 def _reads(net: Net, layer: Layer) -> np.ndarray:
