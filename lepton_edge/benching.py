@@ -38,7 +38,9 @@ def work(subjects: Sequence[Subject], recipe: Recipe, ask: Ask, wheels: Sequence
 
     def measured(road: Road, device: Device, place: Place, rows: dict[str, dict]) -> dict[str, Any]:
         host = place.call(HOST, "host_info")
-        place.install(wheels)
+        if device.is_reached:
+            elsewhere.check_wheels(wheels, device.name, host)
+            place.install(wheels)
         how = bench.How.asked(recipe.bench, record.threads(recipe, device, host), road.seed)
         entrants = []
         for it in subjects:

@@ -85,7 +85,7 @@ class _Teller(Silent):
 
 
 def _visit(road: Road, visit: Visit, work: Work, turn: threading.Lock) -> None:
-    """One device: tried again when it was lost, after each of PAUSES; one that was never reached only once more."""
+    """One device: tried again when it was lost, after each of PAUSES; not so one that was never reached."""
     reached = False
     for pause in (*PAUSES, None):
         try:
@@ -99,7 +99,7 @@ def _visit(road: Road, visit: Visit, work: Work, turn: threading.Lock) -> None:
             finally:
                 at.close()
         except PlaceLost as lost:
-            if pause is None or (visit.notes and not reached):
+            if pause is None or not reached:
                 visit.error = lost
                 return
             visit.notes.append(f"{lost.message}; tried again")

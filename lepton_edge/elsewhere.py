@@ -20,6 +20,9 @@ from lepton_edge.recipe import Recipe
 from lepton_edge.registry import Runtime
 from lepton_edge.stages import Answers, Model, Road
 
+#: What platform tags and kernels call the same processor.
+MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+MACHINES |= {name: "armv7l" for name in ("armv7l", "armv8l", "armhf")} | {"armv6l": "armv6l", "i686": "i686"}
 #: SQNR in dB below which a device answers differently: other kernels round elsewhere, a saturated sum is at 9 dB.
 FLOAT_DB, INTEGER_DB = 60.0, 25.0
 
@@ -95,6 +98,20 @@ def runtime_there(
         f"{it.name}: no runtime for {format_} files is installed on {device.name} ({wanted})",
         f"install one there, or carry its wheels with --wheels: lepton-edge devices wheels {device.name}",
     )
+
+
+def check_wheels(wheels: Sequence[Path], name: str, host: dict[str, Any]) -> None:
+    """Raise LeptonError for a wheel that was built for another processor or Python than the device ``name`` has."""
+    _, minor, _ = (*host["python"].split("."), "", "")[:3]
+    for wheel in wheels:
+        python, abi, platform = wheel.stem.split("-")[-3:]
+        processor = next((m for m in MACHINES if platform.endswith(m)), "")
+        fits = not processor or MACHINES[processor] == MACHINES.get(host["machine"], host["machine"])
+        if not fits or (abi.startswith("cp") and f"cp3{minor}" not in python.split(".")):
+            raise LeptonError(
+                f"{wheel.name} is not for {name}, which has Python {host['python']} on {host['machine']}",
+                f"fetch its own: lepton-edge devices wheels {name} -o DIR",
+            )
 
 
 def answered(road: Road, at: Place, it: Subject, runtime: Runtime) -> tuple[dict[str, Any], Answers]:

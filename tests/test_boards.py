@@ -169,6 +169,26 @@ def test_no_runtime_there(pi, device, road, model):
     assert carried.name == "onnxruntime"
 
 
+HOST = {"python": "3.11.2", "machine": "aarch64"}
+
+
+@pytest.mark.parametrize(
+    ("wheel", "fits"),
+    [
+        ("numpy-1.26.4-cp311-cp311-manylinux_2_17_aarch64.manylinux2014_aarch64.whl", True),
+        ("numpy-1.26.4-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", False),
+        ("numpy-1.26.4-cp312-cp312-manylinux_2_17_aarch64.whl", False),
+        ("protobuf-5-cp39-abi3-manylinux2014_aarch64.whl", True),
+        ("tqdm-4-py3-none-any.whl", True),
+    ],
+)
+def test_wheels_of_another_processor_or_python_are_refused(wheel, fits):
+    if fits:
+        return elsewhere.check_wheels([Path(wheel)], "pi", HOST)
+    with pytest.raises(LeptonError, match=r"is not for pi, which has Python 3\.11\.2 on aarch64"):
+        elsewhere.check_wheels([Path(wheel)], "pi", HOST)
+
+
 class Wrong:
     """This machine, with a runtime that computes a ReLU wrongly."""
 
