@@ -18,7 +18,7 @@ import data_bench
 import data_run
 import numpy as np
 import pytest
-from page import Page, assert_self_contained
+from html_page import Page, assert_self_contained
 
 from lepton_edge import reporting
 from lepton_edge.bench_report import documents, drawing, render, view

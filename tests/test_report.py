@@ -18,9 +18,9 @@ from typing import Any
 
 import data_run
 import pytest
+from html_page import Page, assert_self_contained
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page import Page, assert_self_contained
 
 from lepton_edge import choose, plots, plots_labels, plots_style, report, report_cells, report_figures, show, texts
 from lepton_edge.errors import LeptonError
