@@ -91,6 +91,7 @@ def _visit(road: Road, visit: Visit, work: Work, turn: threading.Lock) -> None:
         try:
             road.progress.stage("connecting")
             at = place.open_place(visit.device, lambda: road.folder("there"), road.progress.update)
+            visit.notes += [note for note in at.notes if note not in visit.notes]
             reached = True
             try:
                 with turn if at.shares_host else nullcontext():

@@ -29,6 +29,10 @@ class Place(Protocol):
         """What a latency taken there is: measured, emulated."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its figures has to know."""
+
+    @property
     def shares_host(self) -> bool:
         """Whether it computes on this machine's processor, so that nothing else may be timed meanwhile."""
 
@@ -62,6 +66,7 @@ class Here:
     """This machine, this environment."""
 
     name, kind, shares_host, provides = "local", "measured", True, False
+    notes: tuple[str, ...] = ()
 
     def __init__(self, scratch: Callable[[], Path] | None = None) -> None:
         self._scratch = scratch
