@@ -89,7 +89,7 @@ def deployments(board) -> list[dict]:
         start = time.monotonic()
         done = run_cli(*arguments)
         out, err = done.communicate()
-        said = last_words(out if not done.returncode else err)
+        said = last_words(out if not done.returncode else err).replace(str(board.folder), "~")
         rows.append(
             {"what": what, "code": done.returncode, "seconds": round(time.monotonic() - start, 1), "said": said}
         )
