@@ -51,7 +51,7 @@ def visit_all(road: Road, devices: Sequence[Device], work: Work) -> list[Visit]:
         try:
             with Workers() as workers:
                 _visit(replace(own, workers=workers), visit, work, turn)
-        except BaseException as error:
+        except BaseException as error:  # of whatever kind: it is raised in the main thread, below
             defects.append(error)
 
     running = []
