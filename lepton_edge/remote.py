@@ -31,7 +31,7 @@ class Remote:
         self.notes, self.provides = self._transport.notes, self._transport.site is not None
         try:
             self.link = AgentLink(self.title, self._transport)
-        except BaseException:
+        except BaseException:  # an interrupt too: it goes on, without a socket left behind
             self._transport.close()
             raise
         self._sent: dict[tuple, str] = {}
@@ -75,7 +75,7 @@ class Remote:
         base = path if path.is_dir() else path.parent
         parts = [*(sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]), *files]
         parts = list(dict.fromkeys(f.resolve() for f in parts))
-        sums = {f: _sha256(f) for f in parts}
+        sums = {f: sha256(f) for f in parts}
         name = "" if path.is_dir() else path.name
         key = (name, *(sums[f] for f in parts))
         if key not in self._sent:
@@ -114,9 +114,7 @@ class Remote:
         self._transport.close()
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

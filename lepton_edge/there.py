@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from lepton_edge.errors import LeptonError, PlaceLost, WorkerError
 from lepton_edge.progress import Silent
 from lepton_edge.registry import PACKAGE
-from lepton_edge.remote import Remote
+from lepton_edge.remote import Remote, sha256
 
 DEPLOYING = PACKAGE / "ondevice" / "deploying.py"
 SIGNATURES = PACKAGE / "ondevice" / "signatures.py"
@@ -55,9 +54,3 @@ def last_line(done: dict, seconds: float) -> str:
         return f"it was killed ({signal.Signals(-done['code']).name})"
     lines = [line.strip() for line in (done["err"] or done["out"]).splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ")[:300] if lines else f"exit code {done['code']}"
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
