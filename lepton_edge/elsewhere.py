@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.tags import Tag
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from lepton_edge import feeds, locate, registry, routes, run_feeds, stages, verify
 from lepton_edge.device import Device
-from lepton_edge.errors import LeptonError
+from lepton_edge.errors import LeptonError, UsageError
 from lepton_edge.feeds import Feed
 from lepton_edge.place import Place
 from lepton_edge.ports import identity
@@ -85,7 +86,7 @@ def runtime_there(
     Raises LeptonError when it has none for the model's format.
     """
     format_ = it.model.art.format
-    carried = {re.split(r"-\d", wheel.name)[0] for wheel in wheels}
+    carried = {_named(wheel)[0] for wheel in wheels}
     there = {name.lower().replace("_", "-") for name in (*carried, *packages)}
     known = [it.runtime] if it.asked else [r for r in registry.runtimes() if format_ in r.formats and not r.broken]
     known.sort(key=lambda r: (device.runtimes.index(r.name) if r.name in device.runtimes else 99, r.cost))
@@ -102,16 +103,31 @@ def runtime_there(
 
 def check_wheels(wheels: Sequence[Path], name: str, host: dict[str, Any]) -> None:
     """Raise LeptonError for a wheel that was built for another processor or Python than the device ``name`` has."""
-    _, minor, _ = (*host["python"].split("."), "", "")[:3]
+    python = "".join(host["python"].split(".")[:2])
+    machine = MACHINES.get(host["machine"], host["machine"])
     for wheel in wheels:
-        python, abi, platform = wheel.stem.split("-")[-3:]
-        processor = next((m for m in MACHINES if platform.endswith(m)), "")
-        fits = not processor or MACHINES[processor] == MACHINES.get(host["machine"], host["machine"])
-        if not fits or (abi.startswith("cp") and f"cp3{minor}" not in python.split(".")):
+        tags = _named(wheel)[1]
+        if not any(_fits(tag, python, machine) for tag in tags):
             raise LeptonError(
                 f"{wheel.name} is not for {name}, which has Python {host['python']} on {host['machine']}",
                 f"fetch its own: lepton-edge devices wheels {name} -o DIR",
             )
+
+
+def _fits(tag: Tag, python: str, machine: str) -> bool:
+    """Whether a tag (PEP 425) is for CPython ``python`` ("311") on a processor, as MACHINES names it."""
+    processor = next((m for m in MACHINES if tag.platform.endswith(m)), "")
+    stable = tag.interpreter.startswith("py") or tag.abi == "abi3"
+    return (stable or tag.interpreter == f"cp{python}") and (not processor or MACHINES[processor] == machine)
+
+
+def _named(wheel: Path) -> tuple[str, frozenset[Tag]]:
+    """The package and the tags that a wheel's name tells. Raises UsageError for a name that is none."""
+    try:
+        name, _, _, tags = parse_wheel_filename(wheel.name)
+    except InvalidWheelFilename as e:
+        raise UsageError(f"{wheel}: this is not the name of a wheel ({e})", "take it out of the folder") from e
+    return name, tags
 
 
 def answered(road: Road, at: Place, it: Subject, runtime: Runtime) -> tuple[dict[str, Any], Answers]:

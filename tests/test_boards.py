@@ -165,7 +165,7 @@ def test_no_runtime_there(pi, device, road, model):
     with pytest.raises(LeptonError, match=r"no runtime for onnx files is installed on board \(onnxruntime\)") as told:
         elsewhere.runtime_there(it, device, {"numpy": "2"})
     assert "--wheels" in told.value.hint
-    carried = elsewhere.runtime_there(it, device, {}, [Path("onnxruntime-1.20.0-cp311-x.whl")])
+    carried = elsewhere.runtime_there(it, device, {}, [Path("onnxruntime-1.20.0-cp311-cp311-linux_x86_64.whl")])
     assert carried.name == "onnxruntime"
 
 
@@ -187,6 +187,11 @@ def test_wheels_of_another_processor_or_python_are_refused(wheel, fits):
         return elsewhere.check_wheels([Path(wheel)], "pi", HOST)
     with pytest.raises(LeptonError, match=r"is not for pi, which has Python 3\.11\.2 on aarch64"):
         elsewhere.check_wheels([Path(wheel)], "pi", HOST)
+
+
+def test_a_file_that_is_named_like_no_wheel_is_told():
+    with pytest.raises(LeptonError, match="not the name of a wheel"):
+        elsewhere.check_wheels([Path("numpy-1.whl")], "pi", HOST)
 
 
 class Wrong:
