@@ -18,8 +18,10 @@ from lepton_edge import (
     boards,
     candidates,
     candidates_there,
+    chains,
     elsewhere,
     estimates,
+    facts,
     lint,
     placement,
     plan,
@@ -65,29 +67,32 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         record.threads(recipe, device)  # too many are refused before any work
     asked = targets(recipe.compress.to)
     formats = asked or targets(device.formats or TARGETS)
-    ways = [verbs for _, verbs in candidates.schemes(recipe)]
-    stages.require_extras("compress", detect(model), formats, ways, all_of_them=bool(asked))
+    found, left = chains.possible(chains.of(recipe), detect(model), formats, recipe)
+    needed = [chain.steps for chain in found if chain.needed]
+    stages.require_extras("compress", detect(model), formats, needed, all_of_them=bool(asked))
     with (
         rundir.publishing(out) as folder,
         stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
     ):
         source = stages.load_source(road, model)
-        verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
-        feeds = run_feeds.open_feeds(road, source, recipe, verbs)
+        feeds = run_feeds.open_feeds(road, source, recipe, ("quantize", *chains.verbs_of(found)))
         feeds = lint.checked(road, source, feeds)
         reference = stages.reference(road, source, feeds.evaluation)
         feeds = lint.scored(feeds, reference)
-        made = candidates.make(road, source.model(feeds.evaluation), formats, recipe, feeds.by_verb())
-        placed = candidates.settle(made, folder / "artifacts", model.stem)
-        judged = candidates.judge(road, placed, reference, feeds.evaluation, feeds.labels())
+        start_from, by_verb, place = source.model(feeds.evaluation), feeds.by_verb(), (folder / "artifacts", model.stem)
+        judged, more = candidates.explore(
+            road, start_from, formats, found, recipe, by_verb, reference, feeds.evaluation, place
+        )
         there = None
         if device.is_reached:
             timed, there = candidates_there.time(road, judged, device, recipe, feeds.evaluation)
         else:
             timed = candidates.time(road, judged, recipe, record.threads(recipe, device))
         candidates.require_one(timed)
-        rows = candidates.rows(timed, folder)
+        rows = candidates.rows(timed, folder, feeds.labels())
         run = record.run_record(source, feeds, reference, device, recipe, rows, formats, there)
+        run |= {"goal": chains.goal(recipe), "left_out": [*left, *more]}
+        run["model"] |= facts.counts(road, source.art) | {"zip_bytes": source.art.zip_bytes()}
         run["seconds"] = round(time.monotonic() - start, 1)
         road.progress.stage("writing the bundle")
         record.write_bundle_of_picked(road, folder, run, source, feeds, timed)
@@ -161,10 +166,10 @@ def convert(
         if release:
             runtime_check.require(result.art.path, release)
         written = copy_artifact(result.art, out)
-        facts = record.inspect_model(road, written) if written.format in inspector_files() else {"operators": {}}
+        told = facts.inspect_model(road, written) if written.format in inspector_files() else {"operators": {}}
     made = record.artifact_record(written, result, figures, got.info, feeds, recipe.quantize)
     more = {"rungs": rungs} if rungs else {}
-    return made | more | {"transposes": routes.transposes(facts), "operators": facts["operators"]}
+    return made | more | {"transposes": routes.transposes(told), "operators": told["operators"]}
 
 
 def _for_device(recipe: Recipe) -> Recipe:
@@ -349,13 +354,13 @@ def inspect(model: Path, progress: Silent | None = None) -> dict:
     """What is in a model file: signature, parameters, MACs, operators, sizes by layer, versions."""
     art = open_artifact(model)
     with stages.road(_scratch(), progress or Silent()) as road:
-        facts = record.inspect_model(road, art)
+        found = facts.inspect_model(road, art)
     return {
         "name": model.name,
         "format": art.format,
         "sha256": art.sha256,
         "size_bytes": art.size_bytes,
-        **facts,
+        **found,
     }
 
 

@@ -77,7 +77,8 @@ def compress(
 ) -> None:
     """Float and int8 in every format, each verified and timed.
 
-    The whole road: it picks one candidate, says why, and writes a report and a deployable bundle.
+    The whole road: it picks one candidate, says why, and writes a report and a deployable bundle. With --recipe
+    smallest, fastest or balanced it tries pruned, low-rank and, given --train, trained models too.
 
     Example: `lepton-edge compress model.keras --data calib.npz --eval test.npz --max-drop 1.0`
     """
@@ -90,7 +91,7 @@ def compress(
     if model is None:
         model, base = sample()
     opts.max_size, opts.max_latency, opts.to = max_size, max_latency, clikit.names(to)
-    recipe = recipe_from(opts, base)
+    recipe = recipe_from(opts, base, presets=True)
     if sparsity is not None:
         recipe = dataclasses.replace(recipe, prune={**(recipe.prune or {}), "sparsity": sparsity})
     run = api.compress(model, out, recipe, progress(opts))

@@ -57,7 +57,11 @@ DATA: Group = {
     "recipe": (
         Annotated[
             Path | None,
-            typer.Option("--recipe", metavar="FILE", help="A TOML recipe; options given here win."),
+            typer.Option(
+                "--recipe",
+                metavar="FILE",
+                help="A TOML recipe; options given here win. For compress also smallest, fastest or balanced.",
+            ),
         ],
         None,
     ),

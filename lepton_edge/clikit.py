@@ -167,11 +167,22 @@ def progress(opts: SimpleNamespace):
     return progress_for(quiet=opts.quiet or opts.as_json)
 
 
-def recipe_from(opts: SimpleNamespace, base: Any = None):
-    """The recipe of a command: the file given (else ``base``, else the defaults), with the options laid over it."""
+def recipe_from(opts: SimpleNamespace, base: Any = None, *, presets: bool = False):
+    """The recipe of a command: the file given (else ``base``, else the defaults), with the options laid over it.
+
+    ``presets``: the command also takes the name of a preset. Raises UsageError for what is neither, and for a preset
+    where none is taken.
+    """
     from lepton_edge import recipe as recipes
 
-    r = recipes.load(opts.recipe) if opts.recipe else base or recipes.Recipe()
+    preset = _preset(opts.recipe) if opts.recipe else ""
+    if preset and not presets:
+        raise UsageError(
+            f"'{preset}' is a preset, and presets are for compress", f"lepton-edge compress --recipe {preset}"
+        )
+    r = recipes.load(opts.recipe) if opts.recipe and not preset else base or recipes.Recipe()
+    if preset:
+        r = recipes.override(r, "compress", preset=preset)
     given = vars(opts)
     r = recipes.override(
         r,
@@ -205,6 +216,18 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         from_dict(given["preprocess"], "--preprocess")
         r = dataclasses.replace(r, preprocess={**r.preprocess, "preset": given["preprocess"]})
     return r
+
+
+def _preset(path: Path) -> str:
+    """The preset that is meant by what was given as a recipe; "" for a file."""
+    if path.suffix or path.name != str(path):
+        return ""
+    from lepton_edge.chains import presets
+
+    known = list(presets())
+    if str(path) not in known and not path.is_file():
+        raise UsageError(f"{path}: no such recipe file, and no preset", errors.did_you_mean(str(path), known))
+    return str(path) if str(path) in known else ""
 
 
 def conversion(opts: SimpleNamespace):

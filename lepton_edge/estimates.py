@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lepton_edge import record, registry, run_feeds, stages
+from lepton_edge import registry, run_feeds, stages
 from lepton_edge.device import Device
 from lepton_edge.errors import LeptonError, UsageError
+from lepton_edge.facts import inspect_model
 from lepton_edge.launch import python_path
 from lepton_edge.progress import Silent
 from lepton_edge.recipe import Recipe
@@ -41,7 +42,7 @@ def of_model(road: Road, model: Path, device: Device, recipe: Recipe, keep: Path
             f"{model.name}: {device.title} runs TFLite files, and this is {source.art.format}",
             f"lepton-edge quantize {model.name} --to tflite --data …",
         )
-    facts = record.inspect_model(road, source.art)
+    facts = inspect_model(road, source.art)
     if not (facts.get("quantized") or {}).get("int8_tensors"):
         raise LeptonError(
             f"{model.name}: is a float model, and {device.title} computes in int8",

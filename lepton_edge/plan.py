@@ -18,6 +18,8 @@ NOT_INSTALLED = 100.0
 def plan(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) -> tuple[Step, ...]:
     """The cheapest sequence of steps from ``source`` to ``target`` that applies all ``verbs`` in order.
 
+    One of them may be the name of a step ("prune_onnx"), which is then the only one that will do.
+
     Steps whose packages are not installed are taken only when there is no other way, so that the error that
     follows names what to install. Raises LeptonError when no sequence exists.
     """
@@ -25,7 +27,7 @@ def plan(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) ->
     if found is not None:
         return found
     doing = f" with {' and '.join(verbs)}" if verbs else ""
-    sources = sorted({s.source for s in steps if s.verb in verbs and not s.broken}) if verbs else []
+    sources = sorted({s.source for s in steps if {s.verb, s.name} & set(verbs) and not s.broken}) if verbs else []
     where = f"; {verbs[0]} works on: {', '.join(sources)}" if sources else ""
     raise LeptonError(f"no route from {source} to {target}{doing}", f"see 'lepton-edge list' for the steps{where}")
 
@@ -50,9 +52,9 @@ def route(source: str, target: str, verbs: tuple[str, ...], steps: list[Step]) -
                 continue
             if step.verb == "convert":
                 price, following = step.cost, (step.target, verb)
-                if "quantize" in verbs[:verb]:
+                if any(done.partition("_")[0] == "quantize" for done in verbs[:verb]):
                     price *= CONVERT_QUANTIZED
-            elif verb < len(verbs) and step.verb == verbs[verb]:
+            elif verb < len(verbs) and verbs[verb] in (step.verb, step.name):
                 price, following = step.cost, (step.target, verb + 1)
             else:
                 continue

@@ -14,6 +14,7 @@ to = ["tflite", "onnx", "openvino"]
 max_drop = 1.0                # percentage points of top-1
 max_latency = 5.0             # ms, p50
 max_size = 4_000_000          # bytes
+preset = "smallest"           # or fastest, balanced: more candidates, see lepton_edge/presets
 
 [prune]                       # options of the prune pass; the section's presence asks for pruning
 sparsity = 0.5
@@ -63,6 +64,7 @@ class Compress:
     max_size: int | None = None
     max_latency: float | None = None
     seed: int = 0
+    preset: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 from lepton_edge import __version__, registry, verify
 from lepton_edge.artifact import Artifact
 from lepton_edge.candidates import Candidate
+from lepton_edge.chains import goal
 from lepton_edge.choose import choose
 from lepton_edge.device import Device
 from lepton_edge.errors import UsageError
 from lepton_edge.feeds import Feed
-from lepton_edge.launch import python_path
 from lepton_edge.quant.schemes import label
 from lepton_edge.recipe import Recipe
 from lepton_edge.run_feeds import Feeds
@@ -72,7 +72,7 @@ def run_record(
     base = scored.to_json() if scored else None
     limits = recipe.compress
     picked, reasons, front = choose(
-        rows, max_drop=limits.max_drop, max_size=limits.max_size, max_latency=limits.max_latency
+        rows, max_drop=limits.max_drop, max_size=limits.max_size, max_latency=limits.max_latency, goal=goal(recipe)
     )
     for row in rows:
         row |= {
@@ -279,11 +279,5 @@ def _quiet(db: float | None) -> float:
 
 def scheme(verbs: Sequence[str], quantize: Mapping[str, Any] | None = None) -> str:
     """The word for what was done to a model; ``quantize`` are the options of that pass."""
-    names = {"prune": "pruned", "quantize": label(quantize or {}), "halve": "float16"}
+    names = {"prune": "pruned", "factorize": "lowrank", "quantize": label(quantize or {}), "halve": "float16"}
     return "-".join(names[v] for v in verbs if v in names) or "float32"
-
-
-def inspect_model(road: Road, art: Artifact) -> dict:
-    """Run the inspector of the format in a worker."""
-    worker = road.workers.get(f"inspecting {art.path.name}")
-    return worker.call("inspect", file=python_path(registry.PACKAGE / "inspect_model.py"), path=python_path(art.path))

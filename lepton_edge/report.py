@@ -164,7 +164,7 @@ def _csv_row(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "drop_points": c.get("drop_points"),
         "sqnr_db": None if sqnr.missing else sqnr.sort,
         **{k: par.get(k) for k in ("agreement", "max_abs", "cosine")},
-        **{k: c.get(k) for k in ("size_bytes", "zip_bytes")},
+        **{k: c.get(k) for k in ("size_bytes", "zip_bytes", "parameters", "nonzeros", "macs")},
         **{f"{k}_ms": lat.get(f"{k}_ms") for k in ("p50", "p90", "p95", "p99", "mean", "first", "load")},
         **{k: lat.get(k) for k in ("peak_rss_mb", "threads")},
         "latency_count": lat.get("count"),

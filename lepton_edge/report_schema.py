@@ -13,6 +13,7 @@ from lepton_edge.errors import LeptonError
 SCHEMA = "lepton-edge.run/1"
 NUMBER, PAIR, ANY = "a number", "a pair of numbers", "anything"
 _PARITY = {"count?": NUMBER, "max_abs?": NUMBER, "cosine?": NUMBER, "sqnr_db?": NUMBER, "agreement?": NUMBER}
+_COUNTS = {"parameters?": NUMBER, "nonzeros?": NUMBER, "macs?": NUMBER}
 # A key with "?" may be missing or null; keys that are not listed are ignored.
 SHAPE: dict[str, Any] = {
     "schema": str,
@@ -36,6 +37,8 @@ SHAPE: dict[str, Any] = {
         "format": str,
         "sha256?": str,
         "size_bytes?": NUMBER,
+        "zip_bytes?": NUMBER,
+        **_COUNTS,
         "inputs?": [{"name": str, "shape?": [ANY], "dtype?": str}],
         "outputs?": [{"name": str, "shape?": [ANY], "dtype?": str}],
     },
@@ -66,6 +69,7 @@ SHAPE: dict[str, Any] = {
             "sha256?": str,
             "size_bytes?": NUMBER,
             "zip_bytes?": NUMBER,
+            **_COUNTS,
             "steps?": [{"step": str, "seconds?": NUMBER, "cached?": bool, "options?": {"*": ANY}, "notes?": [str]}],
             "error?": {"message": str, "hint?": str},
             "runtime?": {"runtime?": str, "version?": str},
@@ -91,12 +95,25 @@ SHAPE: dict[str, Any] = {
                 "samples_ns?": [[NUMBER]],
             },
             "ratio?": {"to": str, "median": NUMBER, "ci95?": PAIR, "verdict?": str},
+            "gains?": [
+                {
+                    "to": str,
+                    "any": bool,
+                    "text": str,
+                    "zip?": NUMBER,
+                    "latency?": {"median": NUMBER, "ci95?": PAIR, "verdict?": str},
+                    "points?": NUMBER,
+                    "points_ci95?": PAIR,
+                }
+            ],
             "picked?": bool,
             "pareto?": bool,
             "reason?": str,
         }
     ],
     "picked?": str,
+    "goal?": str,
+    "left_out?": [{"scheme": str, "reason": str}],
     "warnings?": [str],
 }
 

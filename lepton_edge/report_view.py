@@ -23,6 +23,7 @@ from lepton_edge.report_cells import (
     time_cell,
     zip_cell,
 )
+from lepton_edge.report_counts import before_after
 from lepton_edge.report_facts import byline, data, environment, how_to_read, limits
 from lepton_edge.report_schema import finite
 from lepton_edge.texts import decimals, duration, interval, number, size
@@ -67,6 +68,8 @@ def view(run: dict[str, Any]) -> dict[str, Any]:
         "columns": shown,
         "rows": sorted(rows, key=lambda r: r["failed"]),
         "detail_heads": [head for head, _ in _details(None)],
+        "counts": before_after(run),
+        "left_out": run.get("left_out") or [],
         "parity": [row for c in run["candidates"] for row in _parity_rows(c)],
         "environment": environment(run),
         "data": data(run),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lepton_edge import locate, record, registry, stages, verify
+from lepton_edge import locate, registry, stages, verify
 from lepton_edge.errors import LeptonError
+from lepton_edge.facts import inspect_model
 from lepton_edge.run_feeds import Feeds
 from lepton_edge.stages import Answers, Model, Road, Source
 
@@ -87,7 +88,7 @@ def is_quantized(road: Road, source: Source) -> bool:
     """Whether the source computes on integers, so that its kernels round in a way of their own."""
     if source.art.format not in LIGHT:
         return False
-    found = record.inspect_model(road, source.art)["quantized"]
+    found = inspect_model(road, source.art)["quantized"]
     return any(found.get(f"{kind}_tensors") for kind in ("int8", "int4", "uint4"))
 
 

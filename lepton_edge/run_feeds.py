@@ -18,6 +18,9 @@ from lepton_edge.quant.schemes import needs_data
 from lepton_edge.recipe import Recipe
 from lepton_edge.stages import Road, Source
 
+TRAINING = ("prune_keras", "cluster", "qat")  # steps that train on labelled samples
+CALIBRATING = ("prune_onnx", "factorize", "finetune")  # and those that cannot do without calibration samples
+
 
 @dataclass(frozen=True)
 class Feeds:
@@ -31,7 +34,12 @@ class Feeds:
 
     def by_verb(self) -> dict[str, Feed]:
         """Which samples a pass of a verb works on."""
-        given = {"quantize": self.calibration, "prune": self.training or self.calibration}
+        given = {
+            "quantize": self.calibration,
+            "prune": self.training or self.calibration,
+            **dict.fromkeys(TRAINING, self.training),
+            **dict.fromkeys(CALIBRATING, self.calibration),
+        }
         return {verb: feed for verb, feed in given.items() if feed is not None}
 
     def labels(self) -> Any | None:
@@ -68,15 +76,17 @@ def open_feeds(
         return Feeds(feed, None, None, preprocess, (note,))
     if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
         raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
-    trains = "prune" in verbs and fine_tunes(source.art.format)
+    fits = "prune" in verbs and not fine_tunes(source.art.format)
+    trains = ("prune" in verbs and not fits) or any(verb in TRAINING for verb in verbs)
     if trains and data.training is None:
         raise LeptonError(
-            "prune needs labelled samples to fine-tune on",
+            f"{next(v for v in verbs if v == 'prune' or v in TRAINING)} needs labelled samples to fine-tune on",
             "name them with --train; a model converted to ONNX is pruned without training, on --data",
         )
-    calibrating = data.calibration or (data.training if "prune" in verbs and not trains else None)
-    if "prune" in verbs and not trains and calibrating is None:
-        raise LeptonError("prune needs calibration samples", "name a .npz, .npy or image folder with --data")
+    calibrating = data.calibration or (data.training if fits else None)
+    fitted = [verb.partition("_")[0] for verb in verbs if verb in CALIBRATING or (fits and verb == "prune")]
+    if fitted and calibrating is None:
+        raise LeptonError(f"{fitted[0]} needs calibration samples", "name a .npz, .npy or image folder with --data")
     warnings: list[str] = []
     classes = _classes(source.outputs)
 
@@ -90,7 +100,7 @@ def open_feeds(
 
     evaluation = read(evaluated, data.evaluation_samples, "evaluation")
     calibration = training = None
-    if calibrating and ("quantize" in verbs or ("prune" in verbs and not trains)):
+    if calibrating and ("quantize" in verbs or fitted):
         calibration = read(calibrating, data.samples, "calibration")
         _check_sizes(calibration, evaluation)
     if trains and data.training:

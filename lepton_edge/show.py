@@ -53,7 +53,15 @@ def run(record: dict, out: Path) -> None:
     title = f"{record['model']['name']} ({record['model']['format']}, {size(record['model']['size_bytes'])})"
     if base:
         title += f": top-1 {percent(base['top1'])} on {base['count']} samples"
-    table = _table("candidate", ">top-1", ">drop", ">SQNR dB", ">size", ">p50 ms", ">p95 ms", ">vs float", title=title)
+    table = _table(
+        "candidate", ">top-1", ">drop", ">SQNR dB", ">params", ">non-zero", ">MACs", ">size", ">zip", ">p50 ms",
+        ">p95 ms", ">vs float", title=title,
+    )  # fmt: skip
+    source = record["model"]
+    if source.get("parameters") is not None:
+        table.add_row(
+            "  (before)", percent(base["top1"]) if base else DASH, DASH, DASH, *_counts(source), DASH, DASH, DASH
+        )
     for c in record["candidates"]:
         ratio = f"{c['ratio']['median']:.2f}x" if c["ratio"] else DASH
         mark = "*" if c["picked"] else "!" if c["status"] == "failed" else ""
@@ -68,6 +76,8 @@ def run(record: dict, out: Path) -> None:
         if not c["picked"]:
             fix = f" ({c['error']['hint']})" if c["error"] and c["error"]["hint"] else ""
             _line(console, f"  not {c['name']}: {c['reason']}{fix}", style="dim")
+    for row in record.get("left_out") or []:
+        _line(console, f"  left out {row['scheme']}: {row['reason']}", style="dim")
     warnings(record["warnings"])
     _line(console, f"report: {out / 'report.html'}")
     if record["picked"]:
@@ -80,10 +90,24 @@ def _figures(c: dict) -> list[str]:
         percent(accuracy["top1"]) if accuracy else DASH,
         f"{c['drop_points']:+.2f}" if c["drop_points"] is not None else DASH,
         db(parity) if parity else DASH,
-        size(c["size_bytes"]) if c["size_bytes"] is not None else DASH,
+        *_counts(c),
         _spread(latency) if latency else DASH,
         ms(latency["p95_ms"]) if latency else DASH,
     ]
+
+
+def _counts(c: dict) -> list[str]:
+    """Parameters, non-zeros, MACs, bytes, zipped bytes."""
+    counts = [DASH if c.get(key) is None else _short(c[key]) for key in ("parameters", "nonzeros", "macs")]
+    return [*counts, *(size(c.get(key)) for key in ("size_bytes", "zip_bytes"))]
+
+
+def _short(count: int) -> str:
+    """12.3M of a large count."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{number(count / scale)}{unit}"
+    return str(count)
 
 
 def _spread(latency: dict) -> str:

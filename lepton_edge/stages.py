@@ -31,12 +31,16 @@ from lepton_edge.texts import size
 
 @dataclass(frozen=True)
 class Road:
-    """What every stage of one command shares: its workers, a scratch folder and the progress display."""
+    """What every stage of one command shares: its workers, a scratch folder and the progress display.
+
+    ``refused`` are the errors of steps, by their key in the store: what cannot be done is not tried for every format.
+    """
 
     workers: Workers
     scratch: Path
     progress: Silent
     seed: int = 0
+    refused: dict[str, LeptonError] = field(default_factory=dict)
 
     def folder(self, name: str) -> Path:
         """A new, empty folder in the scratch folder."""
@@ -172,6 +176,8 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
     key = store.key(step, model.art, keyed)
     start, found = time.monotonic(), store.find(key)
     cached = found is not None
+    if key in road.refused:
+        raise road.refused[key]
     if found is None:
         road.progress.stage(f"{step.summary or step.name} [{step.name}]")
         python = _python(road, step)
@@ -194,6 +200,9 @@ def apply(road: Road, model: Model, step: Step, options: dict[str, Any], feed: F
                 if (free := shutil.disk_usage(scratch).free) < 3 * model.art.size_bytes:
                     fix = "free some space, or choose another folder with LEPTON_EDGE_CACHE"
                     raise WorkerError(e.message, f"only {size(free)} are free in {store.root()}: {fix}") from e
+                raise
+            except LeptonError as e:
+                road.refused[key] = e
                 raise
             if not (scratch / file).exists():
                 raise LeptonError(f"{step.name} reported success and wrote no file", "this is a defect of the step")
@@ -244,6 +253,8 @@ def travel(
 ) -> Model:
     """Bring ``start`` to the ``target`` format with ``verbs`` applied; ``options`` and ``feeds`` are by verb.
 
+    Feeds may also be by the name of a step, which wins.
+
     Where a conversion fails and there is another way round it, that is taken, and the artefact's record says so.
     ``refused`` are (step, why) that failed before. Raises the first failure when no way leads there.
     """
@@ -263,7 +274,8 @@ def travel(
         model, failed = start, None
         for step in steps:
             try:
-                model = apply(road, model, step, _options(step, options, road), feeds.get(step.verb))
+                feed = feeds.get(step.name) or feeds.get(step.verb)
+                model = apply(road, model, step, _options(step, options, road), feed)
             except LeptonError as e:
                 failures.append((step, e))
                 failed = step
