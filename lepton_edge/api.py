@@ -170,6 +170,8 @@ def convert(
 def _for_device(recipe: Recipe) -> Recipe:
     """The recipe with what the device's instruction set asks of a quantization, where it does not say otherwise."""
     wanted = get_device(recipe.compress.device).quantize_options()
+    if not schemes.needs_data(recipe.quantize):
+        wanted.pop("integer", None)
     return dataclasses.replace(recipe, quantize={**wanted, **recipe.quantize})
 
 

@@ -2,7 +2,8 @@
 
 Each gets fresh workers that have imported nothing but its runtime: one after the other, for two processes of one file
 differ as well. The workers take short turns in random order, round by round, so drift of the machine falls on all of
-them alike; a waiting worker sleeps.
+them alike; a waiting worker sleeps. With one thread they all keep to one processor, another one the next time: two
+processors of a machine differ as well, most of all where it is virtual.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from lepton_edge.stats import median, ratio, summarize
 #: Samples of a model in all; samples of input kept in a worker; seconds that a warm-up may take.
 MINIMUM, MAXIMUM, KEEP, WARMUP_S = 30, 20_000, 32, 1.0
 #: A turn is about so long, and there are so many at least; a process is worth its start from so many seconds on.
-TURN_S, ROUNDS, PROCESS_S, PROCESSES = 0.1, 30, 0.5, 6
+TURN_S, ROUNDS, PROCESS_S, PROCESSES = 0.1, 30, 0.5, 9
 #: The quantile of a turn that is compared where other processes disturb it.
 DISTURBED_P = 0.1
+PROCESSORS = Path(__file__).parent / "ondevice" / "processors.py"
 
 Say = Callable[[int, int, str], None]
 
@@ -132,12 +134,13 @@ def measure(
     for p, rounds in enumerate(shares):
         left = [e for e in entrants if records[e.name].error is None]
         order.shuffle(left)
+        kept = replace(how, cpus=_processors(left, how, place, p))
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
             for e in left:
                 say(sum(shares[:p]), sum(shares), f"starting {e.name} ({p + 1} of {len(shares)})")
                 with _kept(records[e.name]):
-                    workers[e.name], loaded, ready = started(stack, e, how, place)
+                    workers[e.name], loaded, ready = started(stack, e, kept, place)
                     records[e.name].loads.append(loaded)
                     records[e.name].starts.append(ready)
             before = noise.reading(place, _pids(records, workers))
@@ -157,6 +160,14 @@ def measure(
     say(sum(shares), sum(shares), "measured")
     seen = {"kind": place.kind, "others_cores": noise.others(windows), "doubts": noise.doubts(windows)}
     return Measured({e.name: _timing(records[e.name], e, how, seen) for e in entrants}, windows)
+
+
+def _processors(entrants: Sequence[Entrant], how: How, place: Place, turn: int) -> tuple[int, ...]:
+    """Those that the workers of a turn keep to: as asked; one, where they use one thread of it; else () for all."""
+    if how.cpus or how.threads != 1 or any(e.runtime.device != "cpu" for e in entrants):
+        return how.cpus
+    one = place.call(PROCESSORS, "quietest", turn=turn)
+    return () if one is None else (one,)
 
 
 class _kept:
@@ -223,7 +234,7 @@ def _timing(record: _Record, e: Entrant, how: How, seen: dict[str, Any]) -> Timi
         "settled": all(w["settled"] for w in warm),
         "peak_rss_mb": max(record.peaks),
         "threads": how.threads,
-        "cpus": record.starts[-1]["cpus"],
+        "cpus": sorted({cpu for s in record.starts for cpu in s["cpus"] or ()}) or None,
         "involuntary_per_s": round(record.involuntary / seconds, 1),
         "process_of_round": record.processes,
         "samples_ns": record.rounds,

@@ -160,6 +160,15 @@ QUANTIZE: Group = {
         ],
         None,
     ),
+    "integer": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--integer", help="Nothing in float: for NPUs, the Edge TPU and microcontrollers (w8a8, w8a16)."
+            ),
+        ],
+        False,
+    ),
     "memory": (
         Annotated[
             str | None,

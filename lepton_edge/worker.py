@@ -350,16 +350,19 @@ def _involuntary() -> int:
 
 
 def _usage(state: dict, request: dict, progress) -> dict:
-    """Peak resident memory in MiB. Linux keeps the parent's peak in ru_maxrss over fork and exec, so not that there."""
+    """Peak resident memory in MB (10^6 bytes).
+
+    Linux keeps the parent's peak in ru_maxrss over fork and exec, so not that there.
+    """
     if os.path.exists("/proc/self/status"):  # noqa: PTH110
         with open("/proc/self/status", encoding="utf-8") as f:  # noqa: PTH123
             peaks = [int(line.split()[1]) for line in f if line.startswith("VmHWM:")]
         if peaks:
-            return {"peak_rss_mb": peaks[0] / 1024}
+            return {"peak_rss_mb": peaks[0] * 1024 / 1e6}
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_rss_mb": peak / (1024 * 1024 if sys.platform == "darwin" else 1024)}
+    return {"peak_rss_mb": peak * (1 if sys.platform == "darwin" else 1024) / 1e6}
 
 
 OPS = {

@@ -21,7 +21,8 @@ class Sim:
 
     def __init__(self, time, steps=(), watts=None):
         self.time, self.steps, self.watts = time, dict(steps), watts
-        self.turns, self.running, self.readings = [], None, 0
+        self.turns, self.running, self.readings, self.asked, self.kept = [], None, 0, [], []
+        self.processor = lambda turn: turn % 2
 
     @contextmanager
     def worker(self, what, runtime):
@@ -31,6 +32,9 @@ class Sim:
         return str(path)
 
     def call(self, file, function, **args):
+        if function == "quietest":
+            self.asked.append(args["turn"])
+            return self.processor(args["turn"])
         if function == "snapshot":
             self.readings += 1
             return {
@@ -59,13 +63,15 @@ class SimWorker:
         if error := self.place.steps.get((self.name, op, self.process)):
             raise error
         if op == "load":
+            self.place.kept.append((self.name, self.process, args["cpus"]))
+            self.cpus = args["cpus"] or [0, 1]
             return {
                 "load_ms": 5.0 + self.process,
                 "info": {"runtime": self.name, "threads": args["options"]["threads"]},
             }
         if op == "bench_start":
             warm = {"runs": 9, "seconds": 0.1, "settled": True}
-            return {"first_ns": 3_000_000, "warmup": warm, "pid": 1000 + self.process, "cpus": [0, 1]}
+            return {"first_ns": 3_000_000, "warmup": warm, "pid": 1000 + self.process, "cpus": self.cpus}
         if op == "usage":
             return {"peak_rss_mb": 50.0 + self.process}
         self.place.turns.append((self.name, self.process))
@@ -90,8 +96,8 @@ def noisy(seed, between=0.0, slower=1.0, drift=0.0, samples=40):
     return time
 
 
-def compared(**changes):
-    how = bench.How(seconds=3.0, seed=changes.get("seed", 0))
+def compared(seconds=6.0, **changes):
+    how = bench.How(seconds=seconds, seed=changes.get("seed", 0))
     return bench.measure(entrants("a", "b"), how, Sim(noisy(**changes))).ratios({"b": "a"})["b"]
 
 
@@ -123,6 +129,27 @@ def test_a_model_that_fails_costs_its_own_figures_only():
     assert done.timings["a"].latency["rounds"] == 30 and done.ratios({"b": "a"}) == {}
     early = bench.measure(entrants("a", "b"), bench.How(), Sim(noisy(0), {("a", "load", 0): crash}))
     assert early.timings["a"].error is crash and early.timings["a"].info is None and early.timings["b"].latency
+
+
+def test_one_thread_has_all_workers_of_a_turn_on_one_processor():
+    place = Sim(noisy(0))
+    done = bench.measure(entrants("a", "b"), bench.How(seconds=6.0), place)
+    assert place.asked == list(range(9))
+    assert sorted(place.kept) == [(name, p, [p % 2]) for name in "ab" for p in range(9)]
+    assert done.timings["a"].latency["cpus"] == [0, 1], "both, one after the other"
+    place = Sim(noisy(0))
+    place.processor = lambda turn: None
+    assert bench.measure(entrants("a"), bench.How(), place).timings["a"].latency["cpus"] == [0, 1]
+    assert all(cpus == [] for _, _, cpus in place.kept), "nothing can be chosen there"
+    gpu = Runtime("g", "/runtimes/x.py", ("sim",), "", device="gpu")
+    for how, runtime, kept in (
+        (bench.How(threads=2), gpu.on("cpu"), []),
+        (bench.How(), gpu, []),
+        (bench.How(cpus=(1,)), gpu, [1]),
+    ):
+        place = Sim(noisy(0))
+        bench.measure([bench.Entrant("a", "/models/a", runtime, "/feed")], how, place)
+        assert not place.asked and all(cpus == kept for _, _, cpus in place.kept)
 
 
 def test_a_place_that_is_lost_ends_the_measurement():

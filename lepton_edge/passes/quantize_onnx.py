@@ -32,6 +32,7 @@ def run(
     ranges: str = "auto",
     reduce_range: str = "auto",
     signed: bool = False,
+    integer: bool = False,
     block: int = 32,
     memory: str = "1GB",
     rung: str = "",
@@ -48,15 +49,17 @@ def run(
     `preset` is "fast" (no learned rounding, ranges by least squares), "default" or "best". `ranges` of activations are
     chosen by the error measured at the outputs ("auto") or by one method for all. On x86 without VNNI uint8 x int8
     saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and "off" decide it for another machine.
-    `signed` makes activations int8 (S8S8, which ARM is fastest at), with the same values. Of a transformer only the
-    products with weights are quantized. `memory` bounds the tensors that are observed at once. `rung` does no more than
-    minmax, ranges, balance, bias or rounding of the preset; `wide` and `kept` give the worst layers that make this
-    share of the noise 16-bit activations, or leave them float.
+    `signed` makes activations int8 (S8S8, which ARM is fastest at), with the same values. `integer` leaves nothing in
+    float that has an integer form, as microcontrollers, NPUs and the Edge TPU want it: softmax and the outputs too,
+    and in TFLite the inputs. Of a transformer only the products with weights are quantized. `memory` bounds the
+    tensors that are observed at once. `rung` does no more than minmax, ranges, balance, bias or rounding of the preset;
+    `wide` and `kept` give the worst layers that make this share of the noise 16-bit activations, or leave them float.
 
     Raises LeptonError for a scheme that ONNX has not, a model that is quantized already or has nothing to quantize, for
     no samples, and for data of other inputs.
     """
     from lepton_edge.quant import core
+    from lepton_edge.tflite_writer.convert import WHOLE
     from lepton_edge.tflite_writer.load import inputs
 
     name = Path(src).name
@@ -69,12 +72,15 @@ def run(
         raise LeptonError(f"block is {block}: runtimes take powers of two from 16 up", "set block to 32, or to 0")
     if not data and schemes.needs_data({"scheme": scheme}):
         raise LeptonError(f"scheme {scheme} needs calibration samples", "name a .npz, .npy or image folder with --data")
+    if integer and not schemes.needs_data({"scheme": scheme}):
+        raise LeptonError(f"scheme {scheme} computes in float: integer is for w8a8 and w8a16", "leave one of them out")
     feed = Samples(data, inputs(src), samples, seed, src) if data else None
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
     options = core.Options(
         core.PRESETS[preset],
         weight_bits=7 if saturates else 8,
         signed=signed,
+        whole=integer,
         ranges=ranges,
         seed=seed,
         memory=byte_count(memory),
@@ -88,6 +94,8 @@ def run(
     else:
         model, result = _weights(src, feed, scheme, options, block, progress or silent)
     model.metadata_props.add(key="lepton_edge.scheme", value=scheme)
+    if integer:
+        model.metadata_props.add(key=WHOLE, value="1")
     target = Path(dst)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
         aside = Path(folder) / target.name

@@ -74,7 +74,7 @@ PRESETS = {
 class Options:
     """`bits`: of weights (7 where U8S8 products saturate), of activations; `seed` of every random choice; `memory` in
     bytes for observed tensors. `wide` and `kept` are shares of the noise: the worst layers that make it read and write
-    16 bits, or stay float."""
+    16 bits, or stay float. `whole`: nothing stays float that has an integer form."""
 
     preset: Preset = PRESETS["default"]
     weight_bits: int = 8
@@ -86,6 +86,7 @@ class Options:
     memory: int = 1 << 30
     wide: float = 0.0
     kept: float = 0.0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
     if not len(samples):
         raise LeptonError("no calibration samples", "give at least one; 100 to 500 are usual")
     net = prepare(path, 21 if options.activation_bits > 8 else 13)
-    placement = place(net)
+    placement = place(net, whole=options.whole)
     if not placement.layers:
         raise LeptonError(
             f"{Path(path).name}: nothing in it can be quantized to int8",
@@ -217,7 +218,7 @@ def rescued(
     )  # fmt: skip
     worst = worst_layers(told, max(options.wide, options.kept))
     if options.kept:
-        placement = place(net, worst)
+        placement = place(net, worst, options.whole)
         return placement, {site.name: grids[site.name] for site in placement.sites if site.name in grids}
     touched = {t for layer in placement.layers if layer.y in worst for t in (layer.x, layer.out)}
     for site in placement.sites:
