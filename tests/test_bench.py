@@ -70,7 +70,7 @@ class SimWorker:
                 "info": {"runtime": self.name, "threads": args["options"]["threads"]},
             }
         if op == "bench_start":
-            warm = {"runs": 9, "seconds": 0.1, "settled": True}
+            warm = {"runs": 9, "seconds": 0.3, "settled": True}
             return {"first_ns": 3_000_000, "warmup": warm, "pid": 1000 + self.process, "cpus": self.cpus}
         if op == "usage":
             return {"peak_rss_mb": 50.0 + self.process}
@@ -102,11 +102,16 @@ def compared(seconds=6.0, **changes):
 
 
 def test_shares_of_rounds():
-    assert bench.How(seconds=3.0).shares() == [5] * 6
-    assert bench.How(seconds=1.0).shares() == [30], "one process where starting more would take most of the time"
-    assert bench.How(seconds=0.2, rounds=2).shares() == [2]
-    assert bench.How(seconds=10.0, rounds=7, processes=3).shares() == [3, 2, 2]
-    assert sum(bench.How(seconds=60.0).shares()) == 600
+    def turns(least_s=0.02, **how):
+        made = bench.How(**how)
+        return [made.turns(p, least_s) for p in range(made.shares())]
+
+    assert turns(seconds=3.0) == [25] * 6
+    assert turns(seconds=1.0) == [50], "one process where starting more would take most of the time"
+    assert turns(seconds=0.2, rounds=2) == [2]
+    assert turns(seconds=10.0, rounds=7, processes=3) == [3, 2, 2]
+    assert turns(seconds=4.5, least_s=0.1) == [5] * 9, "a slow model, or a long way, makes longer turns"
+    assert turns(seconds=4.5, least_s=10.0) == [4] * 9, "and some there have to be"
 
 
 def test_all_take_turns_in_random_order_in_fresh_processes():
@@ -257,7 +262,7 @@ def test_samples_take_turns_and_turns_keep_to_their_time(monkeypatch, feed):
     before = session.runs
     turn = worker._bench_round(state, {"seconds": 0.02, "minimum": 1, "maximum": 100}, None)
     assert turn["ns"] == [1_000_000] * 20 and turn["ended_ns"] - turn["started_ns"] == 20_000_000
-    assert session.runs == before + 3 + 20, "three untimed ones bring the caches back"
+    assert session.runs == before + 2 + 20, "untimed ones, for 2 ms, bring the caches back"
     assert session.seen == [k % 3 for k in range(session.runs)]
     assert len(worker._bench_round(state, {"seconds": 0.02, "minimum": 1, "maximum": 7}, None)["ns"]) == 7
     assert len(worker._bench_round(state, {"seconds": 0.0, "minimum": 4, "maximum": 7}, None)["ns"]) == 4
