@@ -35,7 +35,7 @@ class ResNet8(nn.Module):
         widths = [(3, 16, 3, 1), (16, 16, 3, 1), (16, 16, 3, 1), (16, 32, 3, 2), (32, 32, 3, 1), (16, 32, 1, 2)]
         widths += [(32, 64, 3, 2), (64, 64, 3, 1), (32, 64, 1, 2)]
         self.convs = nn.ModuleList([Same(i, o, k, s) for i, o, k, s in widths])
-        self.norms = nn.ModuleList([nn.BatchNorm2d(c, eps=1e-3, momentum=0.01) for c in (16, 16, 16, 32, 32, 64, 64)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(c, eps=1e-3) for c in (16, 16, 16, 32, 32, 64, 64)])
         self.dense = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
