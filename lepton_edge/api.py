@@ -45,7 +45,7 @@ from lepton_edge.inspect_model import inspector_files
 from lepton_edge.progress import Silent
 from lepton_edge.quant import schemes
 from lepton_edge.rebundle import bundle  # noqa: F401 - a command of its own
-from lepton_edge.recipe import Recipe
+from lepton_edge.recipe import CHAIN, Recipe
 from lepton_edge.report import render
 
 TARGETS = ("tflite", "onnx", "openvino")
@@ -72,7 +72,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
     ):
         source = stages.load_source(road, model)
-        verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
+        verbs = (*recipe.chain(), "quantize")
         feeds = run_feeds.open_feeds(road, source, recipe, verbs)
         feeds = lint.checked(road, source, feeds)
         reference = stages.reference(road, source, feeds.evaluation)
@@ -135,10 +135,11 @@ def convert(
     stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
-        seeded = "prune" not in verbs and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
+        seeded = not set(CHAIN) & set(verbs) and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask)
         feeds = lint.checked(road, source, feeds)
-        options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
+        options = {verb: getattr(recipe, verb) or {} for verb in CHAIN}
+        options |= {"quantize": recipe.quantize, "convert": step_options(ask)}
         if release and fits:
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
@@ -217,6 +218,19 @@ def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, pro
                 "to prune without training, convert it to ONNX first" if way == "prune_keras" else "leave it out",
             )
     return _with_verb("prune", model, target, out, recipe, progress)
+
+
+def train(
+    verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
+) -> dict:
+    """Cluster a Keras model's weights ("cluster"), or train it for quantization ("qat"), by the recipe's options."""
+    format_ = detect(model)
+    if not run_feeds.fine_tunes(format_):
+        raise LeptonError(
+            f"{model}: {verb} trains Keras models, and this is {format_}",
+            "without training, quantize and prune work on it",
+        )
+    return _with_verb(verb, model, target or "keras", out, recipe, progress)
 
 
 def _with_verb(

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from lepton_edge import errors, interrupts
-from lepton_edge.cli_options import OUTPUT, QUANTIZE, Group
+from lepton_edge.cli_options import OUTPUT, QUANTIZE, TUNING, Group
 from lepton_edge.errors import LeptonError, UsageError
 
 
@@ -205,6 +205,11 @@ def recipe_from(opts: SimpleNamespace, base: Any = None):
         from_dict(given["preprocess"], "--preprocess")
         r = dataclasses.replace(r, preprocess={**r.preprocess, "preset": given["preprocess"]})
     return r
+
+
+def tuning(opts: SimpleNamespace) -> dict[str, Any]:
+    """The options of TUNING that were given, by name."""
+    return {name: value for name in TUNING if (value := getattr(opts, name)) is not None}
 
 
 def conversion(opts: SimpleNamespace):
