@@ -233,6 +233,39 @@ def train(
     return _with_verb(verb, model, target or "keras", out, recipe, progress)
 
 
+def finetune(
+    model: Path, teacher: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
+) -> dict:
+    """Train a compressed model towards the answers of ``teacher``, the model it was made of, on its ONNX form.
+
+    Samples need no labels. What comes out is held against the teacher; "before" has the figures of ``model`` itself.
+    Writes the artefact to ``out``. Raises LeptonError for a teacher of other inputs or outputs.
+    """
+    (target,) = targets((target or _place_of("finetune", detect(model), model),))
+    out = out or Path(f"{model.stem}.finetuned{suffix(target)}")
+    if out.resolve() in (model.resolve(), teacher.resolve()):
+        raise UsageError(f"{out}: the output would overwrite a model", "choose another file with --out")
+    check_place(out, target)
+    stages.require_extras("finetune", detect(model), (target,), [("finetune",)])
+    with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
+        source, other = stages.load_source(road, teacher), stages.load_source(road, model)
+        ports = run_feeds.match(source, other)
+        feeds = run_feeds.open_feeds(road, source, recipe, ("finetune",))
+        feeds = lint.checked(road, source, feeds)
+        original = source.model(feeds.evaluation)
+        start = stages.Model(other.art, *ports, sizes=original.sizes)
+        reference = stages.reference(road, source, feeds.evaluation)
+        road.progress.stage(f"running {model.name} on {feeds.evaluation.count} samples")
+        first = stages.answers(road, start, feeds.evaluation, runtime=other.runtime)
+        before = stages.judge(reference, first, feeds.labels())
+        form = stages.travel(road, original, "onnx", (), {}, {})
+        told = {"teacher": str(form.art.path.absolute()), "teacher_sha256": form.art.sha256}
+        options = {"finetune": {**recipe.finetune, **told}}
+        result, got, figures = routes.proven(road, source, start, target, ("finetune",), options, feeds, reference)
+        written = copy_artifact(result.art, out)
+    return record.artifact_record(written, result, figures, got.info, feeds) | {"before": before}
+
+
 def _with_verb(
     verb: str,
     model: Path,

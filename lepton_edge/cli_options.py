@@ -99,18 +99,26 @@ TRAIN: Group = {
         Annotated[
             str | None,
             typer.Option(
-                "--train", metavar="PATH", help="Labelled samples to fine-tune Keras models on; also data.py:make."
+                "--train", metavar="PATH", help="Samples to train on, labelled for Keras models; also data.py:make."
             ),
         ],
         None,
     ),
 }
-#: How Keras models are trained; the words are those of the passes' options.
+#: How models are trained; the words are those of the passes' options, the figures what Keras passes do.
 TUNING: Group = {
-    "epochs": (Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of fine-tuning (3).")], None),
+    "epochs": (
+        Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of training (Keras models: 3).")],
+        None,
+    ),
     "batch_size": (Annotated[int | None, typer.Option("--batch-size", min=1, help="Samples of an update (32).")], None),
     "learning_rate": (
-        Annotated[float | None, typer.Option("--learning-rate", help="Adam's, at the start (1e-4).")],
+        Annotated[
+            float | None,
+            typer.Option(
+                "--learning-rate", help="Adam's, at the start (Keras models: 1e-4; others: 0.01 of a weight's size)."
+            ),
+        ],
         None,
     ),
     "patience": (

@@ -282,6 +282,7 @@ def scheme(verbs: Sequence[str], quantize: Mapping[str, Any] | None = None) -> s
     """The word for what was done to a model; ``quantize`` are the options of that pass."""
     names = {
         "prune": "pruned",
+        "finetune": "finetuned",
         "cluster": "clustered",
         "qat": "qat",
         "quantize": label(quantize or {}),

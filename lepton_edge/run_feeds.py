@@ -32,8 +32,8 @@ class Feeds:
 
     def by_verb(self) -> dict[str, Feed]:
         """Which samples a pass of a verb works on."""
-        given = {"quantize": self.calibration, "prune": self.training or self.calibration}
-        given |= {"cluster": self.training, "qat": self.training}
+        given = {"quantize": self.calibration, "cluster": self.training, "qat": self.training}
+        given |= dict.fromkeys(("prune", "finetune"), self.training or self.calibration)
         return {verb: feed for verb, feed in given.items() if feed is not None}
 
     def labels(self) -> Any | None:
@@ -90,6 +90,11 @@ def open_feeds(
             "name them with --train"
             + ("; a model converted to ONNX is pruned without training, on --data" if trained == ["prune"] else ""),
         )
+    # Without labels every sample that there is teaches something: --data is then trained on as a whole.
+    tunes = "finetune" in verbs or ("prune" in verbs and not trains and bool((recipe.prune or {}).get("epochs")))
+    learned = data.training or (data.calibration if tunes else None)
+    if "finetune" in verbs and learned is None:
+        raise LeptonError("finetune needs samples to train on", "name them with --data, or labelled ones with --train")
     calibrating = data.calibration or (data.training if "prune" in verbs and not trains else None)
     if "prune" in verbs and not trains and calibrating is None:
         raise LeptonError("prune needs calibration samples", "name a .npz, .npy or image folder with --data")
@@ -122,11 +127,13 @@ def open_feeds(
 
     evaluation = read(evaluated, data.evaluation_samples, "evaluation")
     calibration = training = None
-    if calibrating and ("quantize" in verbs or ("prune" in verbs and not trains)):
+    if calibrating and ("quantize" in verbs or ("prune" in verbs and not trains and not tunes)):
         calibration = read(calibrating, data.samples, "calibration")
         _check_sizes(calibration, evaluation)
-    if trains and data.training:
-        training = read(data.training, None, "training")
+    if learned and (trains or tunes):
+        training = read(learned, None, "training")
+        if not trains:
+            _check_sizes(training, evaluation)
     if verbs and evaluated != data.evaluation:
         what = "accuracy" if evaluation.labels else "nearness to the source model"
         warnings.append(f"{what} is measured on samples that compression has seen: give unseen ones with --eval")
