@@ -45,7 +45,7 @@ from lepton_edge.inspect_model import inspector_files
 from lepton_edge.progress import Silent
 from lepton_edge.quant import schemes
 from lepton_edge.rebundle import bundle  # noqa: F401 - a command of its own
-from lepton_edge.recipe import Recipe
+from lepton_edge.recipe import CHAIN, Recipe
 from lepton_edge.report import render
 
 TARGETS = ("tflite", "onnx", "openvino")
@@ -72,7 +72,7 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
     ):
         source = stages.load_source(road, model)
-        verbs = ("quantize",) if recipe.prune is None else ("prune", "quantize")
+        verbs = (*recipe.chain(), "quantize")
         feeds = run_feeds.open_feeds(road, source, recipe, verbs)
         feeds = lint.checked(road, source, feeds)
         reference = stages.reference(road, source, feeds.evaluation)
@@ -135,10 +135,11 @@ def convert(
     stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
-        seeded = "prune" not in verbs and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
+        seeded = not set(CHAIN) & set(verbs) and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
         feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask)
         feeds = lint.checked(road, source, feeds)
-        options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
+        options = {verb: getattr(recipe, verb) or {} for verb in CHAIN}
+        options |= {"quantize": recipe.quantize, "convert": step_options(ask)}
         if release and fits:
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
@@ -217,6 +218,52 @@ def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, pro
                 "to prune without training, convert it to ONNX first" if way == "prune_keras" else "leave it out",
             )
     return _with_verb("prune", model, target, out, recipe, progress)
+
+
+def train(
+    verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
+) -> dict:
+    """Cluster a Keras model's weights ("cluster"), or train it for quantization ("qat"), by the recipe's options."""
+    format_ = detect(model)
+    if not run_feeds.fine_tunes(format_):
+        raise LeptonError(
+            f"{model}: {verb} trains Keras models, and this is {format_}",
+            "without training, quantize and prune work on it",
+        )
+    return _with_verb(verb, model, target or "keras", out, recipe, progress)
+
+
+def finetune(
+    model: Path, teacher: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
+) -> dict:
+    """Train a compressed model towards the answers of ``teacher``, the model it was made of, on its ONNX form.
+
+    Samples need no labels. What comes out is held against the teacher; "before" has the figures of ``model`` itself.
+    Writes the artefact to ``out``. Raises LeptonError for a teacher of other inputs or outputs.
+    """
+    (target,) = targets((target or _place_of("finetune", detect(model), model),))
+    out = out or Path(f"{model.stem}.finetuned{suffix(target)}")
+    if out.resolve() in (model.resolve(), teacher.resolve()):
+        raise UsageError(f"{out}: the output would overwrite a model", "choose another file with --out")
+    check_place(out, target)
+    stages.require_extras("finetune", detect(model), (target,), [("finetune",)])
+    with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
+        source, other = stages.load_source(road, teacher), stages.load_source(road, model)
+        ports = run_feeds.match(source, other)
+        feeds = run_feeds.open_feeds(road, source, recipe, ("finetune",))
+        feeds = lint.checked(road, source, feeds)
+        original = source.model(feeds.evaluation)
+        start = stages.Model(other.art, *ports, sizes=original.sizes)
+        reference = stages.reference(road, source, feeds.evaluation)
+        road.progress.stage(f"running {model.name} on {feeds.evaluation.count} samples")
+        first = stages.answers(road, start, feeds.evaluation, runtime=other.runtime)
+        before = stages.judge(reference, first, feeds.labels())
+        form = stages.travel(road, original, "onnx", (), {}, {})
+        told = {"teacher": str(form.art.path.absolute()), "teacher_sha256": form.art.sha256}
+        options = {"finetune": {**recipe.finetune, **told}}
+        result, got, figures = routes.proven(road, source, start, target, ("finetune",), options, feeds, reference)
+        written = copy_artifact(result.art, out)
+    return record.artifact_record(written, result, figures, got.info, feeds) | {"before": before}
 
 
 def _with_verb(

@@ -12,8 +12,10 @@ from lepton_edge.artifact import copy_artifact, suffix
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import Feed
 from lepton_edge.quant import schemes as quant_schemes
-from lepton_edge.recipe import Recipe
+from lepton_edge.recipe import CHAIN, Recipe
 from lepton_edge.stages import Answers, Model, Road
+
+DONE = {"prune": "pruned", "cluster": "clustered", "qat": "qat"}  # what a model is called after a verb
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,16 @@ def schemes(recipe: Recipe) -> list[tuple[str, tuple[str, ...]]]:
     """The (scheme, verbs) to make in every format."""
     made = (quant_schemes.label(recipe.quantize), (quant_schemes.verb(recipe.quantize),))
     plain: list[tuple[str, tuple[str, ...]]] = [("float32", ()), made]
-    if recipe.prune is None:
+    chain = recipe.chain()
+    if not chain:
         return plain
-    return [*plain, *((f"pruned-{name}", ("prune", *verbs)) for name, verbs in plain)]
+    done = "-".join(DONE[verb] for verb in chain)
+    return [*plain, *((f"{done}-{name}", (*chain, *verbs)) for name, verbs in plain)]
 
 
 def make(road: Road, source: Model, formats: Sequence[str], recipe: Recipe, feeds: dict[str, Feed]) -> list[Candidate]:
     """Make every scheme in every format; one that fails keeps its error and stops no other."""
-    options = {"prune": recipe.prune or {}, "quantize": recipe.quantize}
+    options = {verb: getattr(recipe, verb) or {} for verb in CHAIN} | {"quantize": recipe.quantize}
     made = []
     for scheme, verbs in schemes(recipe):
         for format_ in formats:

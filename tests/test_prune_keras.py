@@ -73,7 +73,7 @@ def test_uniform_sparsity_is_exact(tmp_path, schedule):
     assert report["nonzeros"] == sum(int(np.count_nonzero(np.asarray(w))) for w in pruned.weights)
     assert report["parameters"] == pruned.count_params()
     assert len(report["loss"]) == report["epochs"] == 2
-    assert told[-1][0] == told[-1][1] == 6 and "epoch 2/2" in told[-1][2]
+    assert told[-1][0] == told[-1][1] == 4 and "epoch 2/2" in told[-1][2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["feed", "in.keras", "out.keras"]
 
 

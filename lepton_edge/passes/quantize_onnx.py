@@ -31,6 +31,7 @@ def run(
     preset: str = "default",
     ranges: str = "auto",
     reduce_range: str = "auto",
+    weight_bits: int = 0,
     signed: bool = False,
     integer: bool = False,
     block: int = 32,
@@ -49,6 +50,8 @@ def run(
     `preset` is "fast" (no learned rounding, ranges by least squares), "default" or "best". `ranges` of activations are
     chosen by the error measured at the outputs ("auto") or by one method for all. On x86 without VNNI uint8 x int8
     saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and "off" decide it for another machine.
+    `weight_bits` (2 to 8) stores the weights of w8a8 as integers of fewer bits, in int8 for every runtime: the file is
+    smaller once zipped. Weights that `qat` or `cluster` brought onto a grid of as many bits stay, and so do zeros.
     `signed` makes activations int8 (S8S8, which ARM is fastest at), with the same values. `integer` leaves nothing in
     float that has an integer form, as microcontrollers, NPUs and the Edge TPU want it: softmax and the outputs too,
     and in TFLite the inputs. Of a transformer only the products with weights are quantized. `memory` bounds the
@@ -76,9 +79,13 @@ def run(
         raise LeptonError(f"scheme {scheme} computes in float: integer is for w8a8 and w8a16", "leave one of them out")
     feed = Samples(data, inputs(src), samples, seed, src) if data else None
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
+    if weight_bits and (scheme != "w8a8" or not 2 <= weight_bits <= 8):
+        raise LeptonError(
+            f"weight_bits is {weight_bits} with scheme {scheme}: it is 2 to 8, for scheme w8a8", "leave it out"
+        )
     options = core.Options(
         core.PRESETS[preset],
-        weight_bits=7 if saturates else 8,
+        weight_bits=min(weight_bits or 8, 7 if saturates else 8),
         signed=signed,
         whole=integer,
         ranges=ranges,
@@ -117,9 +124,13 @@ def _static(src: str, feed: Samples, scheme: str, options: Any, preset: str, tol
         ]
     else:
         made = core.quantize(src, feed, options, told)
-        width = " (7 bits: no VNNI)" if options.weight_bits == 7 else ""
+        width = {8: "", 7: " (7 bits: no VNNI)"}.get(options.weight_bits, f" of {options.weight_bits} bits")
         kind = "int8" if options.signed else "uint8"
         notes = [f"int8, preset {preset}: {kind} activations, int8 weights per channel{width}"]
+        if made.figures["whole"]:
+            notes.append(f"weights of {made.figures['whole']} layers lay on such a grid already and are kept")
+        if made.figures["sparse"]:
+            notes.append(f"zeros of {made.figures['sparse']} pruned layers are kept")
     notes += _settled(made.figures["growth"], made.figures["observed"])
     if made.spec.placement.local:
         notes.append("attention found: only products with weights are quantized")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import emit_weights, equalize, ranges, sensitivity, smooth, streams, weight_only
+from lepton_edge.quant import emit_weights, equalize, held, ranges, sensitivity, smooth, streams, weight_only
 from lepton_edge.quant.emit import emit
 from lepton_edge.quant.grid import Grid, activation_grid
 from lepton_edge.quant.net import Net, to_proto
@@ -17,7 +17,7 @@ from lepton_edge.quant.observe import Observer
 from lepton_edge.quant.place import Placement, Site, float_tensors, place
 from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.search import distance, search
-from lepton_edge.quant.solve import Effort, solve
+from lepton_edge.quant.solve import Effort, on_grid, solve
 from lepton_edge.quant.spec import QuantSpec
 from lepton_edge.quant.tap import Runner, Sample, each, finite, not_finite
 
@@ -120,7 +120,8 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         )
     preset = options.preset.scaled(macs(net, placement))
     options = replace(options, preset=preset)
-    net, placement = balanced(net, placement, samples, options)
+    trained = on_grid(net, placement, options.weight_bits)
+    net, placement = balanced(net, placement, samples, left_alone(net, placement, trained, options))
     seen, growth = observed(net, placement, take(samples, preset.observed), options, tell)
     found = chosen(net, placement, seen, samples, options, tell)
     placement, grids = rescued(net, placement, found, samples, options, tell)
@@ -130,6 +131,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         learned=preset.learned,
         corrected=preset.corrected,
         bits=options.weight_bits,
+        whole=trained,
     )
     solving = take(samples, preset.solved)
     made, weights = solve(
@@ -141,6 +143,8 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         "sites": len(placement.sites),
         "observed": min(preset.observed, len(samples)),
         "growth": growth,
+        "whole": len(trained),
+        "sparse": sum(held.zeros(net.consts[y.weight]) is not None for y in placement.layers),
         "calibration_sqnr_db": decibels(distance_of(net, written(made, spec), take(solving, 32))),
     }
     return Quantized(made, spec, figures)
@@ -199,6 +203,19 @@ def balanced(net: Net, placement: Placement, samples: Sequence[Sample], options:
     return net, placement
 
 
+def left_alone(net: Net, placement: Placement, trained: Collection[str], options: Options) -> Options:
+    """The options without what would undo the weights' training: a scale for each input channel takes them off their
+    grid, another basis also fills their zeros. It takes the greater part of the weights to ask for it."""
+    sizes = {y.y: net.consts[y.weight].size for y in placement.layers}
+    sparse = [y.y for y in placement.layers if held.zeros(net.consts[y.weight]) is not None]
+    preset, half = options.preset, sum(sizes.values()) / 2
+    if sum(sizes[y] for y in trained) > half:
+        preset = replace(preset, based=0, equalized=0)
+    elif sum(sizes[y] for y in sparse) > half:
+        preset = replace(preset, based=0)
+    return replace(options, preset=preset)
+
+
 def rescued(
     net: Net,
     placement: Placement,
@@ -254,8 +271,8 @@ def rebased(
 
     each(net, list(of), samples, take_rows, budget=options.memory)
     made = net.copy()
-    for stream, held in zip(found, rows, strict=True):
-        streams.change(made, stream, basis(made, stream, np.concatenate(held), options.seed))
+    for stream, taken in zip(found, rows, strict=True):
+        streams.change(made, stream, basis(made, stream, np.concatenate(taken), options.seed))
     return made
 
 
