@@ -107,12 +107,13 @@ def convert(
     verbs: tuple[str, ...] = (),
     ask: Conversion | None = None,
     max_drop: float | None = None,
+    through: str = "",
 ) -> dict:
     """Bring a model to ``target`` format, with ``verbs`` (quantize, prune) applied, and hold it against the source.
 
     ``ask`` says what else it has to be: sizes, batch, float16 weights, the runtime release it has to load in.
     With ``max_drop`` (points of top-1, on labelled samples) a quantization climbs the rescue ladder until it is met.
-    Without data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and
+    ``through`` is a format that it is brought to before any of the ``verbs``. Without data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and
     returns its figures. Raises LeptonError when a conversion differs from its source beyond the noise of its
     arithmetic, naming the first tensor that does where that can be found.
     """
@@ -132,17 +133,21 @@ def convert(
     check_place(out, target)
     if art.format == target and not verbs and not ask.runtime:
         raise UsageError(f"{model}: is {target} already", "choose another format with --to")
-    stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
+    if through:
+        stages.require_extras(" and ".join(verbs), art.format, (through,), [()])
+    stages.require_extras(" and ".join(verbs) or "convert", through or art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
         seeded = not set(CHAIN) & set(verbs) and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
-        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask)
+        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask, through=through)
         feeds = lint.checked(road, source, feeds)
         options = {verb: getattr(recipe, verb) or {} for verb in CHAIN}
         options |= {"quantize": recipe.quantize, "convert": step_options(ask)}
         if release and fits:
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
+        if through:
+            start = stages.travel(road, start, through, (), {}, {})
         reference = stages.reference(road, source, feeds.evaluation)
         if "quantize" in verbs:
             feeds = lint.scored(feeds, reference)
@@ -205,18 +210,22 @@ def quantize(
 
 
 def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
-    """Prune a model: Keras models while they are fine-tuned on labelled samples, others on calibration samples alone.
+    """Prune a model: Keras models while they are fine-tuned on labelled samples, others on their ONNX form.
 
-    Raises UsageError for options of the recipe that are those of the other way.
+    So are Keras models where channels are to go, or an option is one of that way alone. Raises UsageError for options of
+    the recipe that no single way has.
     """
-    way = "prune_keras" if run_feeds.fine_tunes(detect(model)) else "prune_onnx"
-    known = next(step.options for step in registry.steps() if step.name == way)
-    for name in recipe.prune or {}:
-        if name not in known:
-            raise UsageError(
-                f"{model}: '{name}' is no option of {way}",
-                "to prune without training, convert it to ONNX first" if way == "prune_keras" else "leave it out",
-            )
+    known = {s.name: s.options for s in registry.steps() if s.verb == "prune"}
+    asked = dict(recipe.prune or {})
+    keras = run_feeds.fine_tunes(detect(model))
+    through = bool(keras and (asked.get("method") == "channels" or any(k not in known["prune_keras"] for k in asked)))
+    way = "prune_keras" if keras and not through else "prune_onnx"
+    for name in asked:
+        if name not in known[way]:
+            other = " (channels go on its ONNX form, without training unless --epochs is given)" if through else ""
+            raise UsageError(f"{model}: '{name}' is no option of {way}{other}", "leave it out")
+    if through:
+        return convert(model, target or "onnx", out, recipe, progress, verbs=("prune",), through="onnx")
     return _with_verb("prune", model, target, out, recipe, progress)
 
 

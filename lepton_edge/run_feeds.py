@@ -49,11 +49,12 @@ def open_feeds(
     *,
     seeded: bool = False,
     ask: Conversion | None = None,
+    through: str = "",
 ) -> Feeds:
     """Read the recipe's data for the inputs of ``source``: what ``verbs`` work on, and the evaluation samples.
 
     ``seeded``: where no data is given, make up seeded random samples instead of raising LeptonError.
-    ``ask`` may give sizes to free dimensions and values to inputs.
+    ``ask`` may give sizes to free dimensions and values to inputs; ``through`` is the format that the verbs work on.
     """
     data, preprocess = recipe.data, from_dict(recipe.preprocess)
     specs = asked_sizes(ask, source.inputs) if ask else source.inputs
@@ -76,7 +77,7 @@ def open_feeds(
     if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
         raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
     trained = [v for v in verbs if v in CHAIN]
-    if trained and not fine_tunes(source.art.format):
+    if trained and not fine_tunes(through or source.art.format):
         trained.remove("prune") if "prune" in trained else None
         if trained:
             raise LeptonError(

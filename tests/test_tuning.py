@@ -428,3 +428,30 @@ def test_prune_and_train_in_one_command(cnn, tmp_path):
     assert result.exit_code == 0, result.output
     step = next(s for s in json.loads(result.stdout)["steps"] if s["step"] == "prune_onnx")
     assert step["result"]["training"][0]["samples"] == 96 and step["result"]["training"][0]["labelled"]
+
+
+@pytest.mark.slow
+def test_channels_of_a_keras_model_go_on_its_onnx_form(tmp_path):
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tensorflow")
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.Conv2D(24, 3, padding="same", activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(5, activation="softmax"),
+        ]
+    )
+    net.save(tmp_path / "m.keras")
+    x = np.ascontiguousarray(pictures(96).transpose(0, 2, 3, 1))
+    np.savez(tmp_path / "train.npz", x=x, y=np.arange(96) % 5)
+    out = tmp_path / "out.onnx"
+    command = ["prune", str(tmp_path / "m.keras"), "--train", str(tmp_path / "train.npz"), "--macs", "0.6"]
+    result = CliRunner().invoke(app, [*command, "--epochs", "2", "-o", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    step = json.loads(result.stdout)["steps"][-1]
+    assert step["step"] == "prune_onnx" and step["result"]["training"][0]["labelled"]
+    assert step["result"]["macs"]["after"] <= 0.6 * step["result"]["macs"]["before"]

@@ -25,8 +25,8 @@ Told = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """`learning_rate` is relative to the size of each parameter; `inner` the weight of inner tensors, `distil` the share
-    of the answers' loss that is the teacher's, where labels make the rest; `augment` as in "mix,flip"."""
+    """`learning_rate` is relative to the size of each parameter, `inner` the weight of inner tensors, `distil` the
+    share of the answers' loss that is the teacher's, where labels make the rest; `augment` as in "mix,flip"."""
 
     epochs: int = 30
     batch_size: int = 32
