@@ -113,9 +113,10 @@ def convert(
 
     ``ask`` says what else it has to be: sizes, batch, float16 weights, the runtime release it has to load in.
     With ``max_drop`` (points of top-1, on labelled samples) a quantization climbs the rescue ladder until it is met.
-    ``through`` is a format that it is brought to before any of the ``verbs``. Without data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and
-    returns its figures. Raises LeptonError when a conversion differs from its source beyond the noise of its
-    arithmetic, naming the first tensor that does where that can be found.
+    ``through`` is a format that it is brought to before any of the ``verbs``. Without data a plain conversion is
+    checked on seeded random inputs. Writes the artefact to ``out`` and returns its figures. Raises LeptonError when a
+    conversion differs from its source beyond the noise of its arithmetic, naming the first tensor that does where that
+    can be found.
     """
     (target,) = targets((target,))
     ask = ask or Conversion()
@@ -212,8 +213,8 @@ def quantize(
 def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
     """Prune a model: Keras models while they are fine-tuned on labelled samples, others on their ONNX form.
 
-    So are Keras models where channels are to go, or an option is one of that way alone. Raises UsageError for options of
-    the recipe that no single way has.
+    So are Keras models where channels are to go, or an option is one of that way alone. Raises UsageError for options
+    that no single way has.
     """
     known = {s.name: s.options for s in registry.steps() if s.verb == "prune"}
     asked = dict(recipe.prune or {})
