@@ -1,6 +1,6 @@
 """Half of ResNet-8's multiply-accumulates removed: by us from the file, by torch-pruning from the network in Python.
 
-    python benchmarks/versus_torch_pruning.py [--epochs N] [page]
+    python benchmarks/versus_torch_pruning.py [--epochs N] [make | time | page]
 
 Both prune MLPerf Tiny's model by Taylor importance on the 4,148 training images, in multiples of 8 channels, until half
 of the MACs is left, and then learn from it and the labels for as many epochs, flipped and shifted; torch-pruning's
@@ -77,10 +77,12 @@ def main() -> None:
     """Make all, judge, time, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("page", nargs="?", choices=["page"])
+    parser.add_argument("part", nargs="?", choices=["make", "time", "page"], help="only this (make, time and page)")
     args = parser.parse_args()
-    if not args.page:
+    if args.part in (None, "make"):
         RESULT.write_text(json.dumps(run(args.epochs), indent=1) + "\n")
+    if args.part in (None, "time"):
+        RESULT.write_text(json.dumps(timed(json.loads(RESULT.read_text())), indent=1) + "\n")
     update("versus_torch_pruning", page(json.loads(RESULT.read_text())))
 
 
@@ -97,13 +99,18 @@ def run(epochs: int) -> dict:
             out = folder / f"{name}.int8{suffix}"
             told = cli("quantize", model, *data, "--to", format_, "--out", out)
             rows[name]["int8"][format_] = {k: told[k] for k in ("accuracy", "size_bytes")}
-    recipe = Recipe()
-    for format_, suffix in FORMATS.items():
-        files = [folder / f"{name}.int8{suffix}" for name in made]
-        timed = api.bench(files, replace(recipe, bench=replace(recipe.bench, seconds=4.5, threads=1)))["rows"]
-        for name, row in zip(made, timed, strict=True):
-            rows[name]["int8"][format_] |= {"p50_ms": row["latency"]["p50_ms"], "ratio": row["ratio"]}
     return {"epochs": epochs, "rows": rows}
+
+
+def timed(kept: dict) -> dict:
+    """The record with the latency of every int8 file, those of a runtime in turn."""
+    folder, recipe, rows = cache("versus_torch_pruning"), Recipe(), kept["rows"]
+    for format_, suffix in FORMATS.items():
+        files = [folder / f"{name}.int8{suffix}" for name in rows]
+        found = api.bench(files, replace(recipe, bench=replace(recipe.bench, seconds=4.5, threads=1)))["rows"]
+        for name, row in zip(rows, found, strict=True):
+            rows[name]["int8"][format_] |= {"p50_ms": row["latency"]["p50_ms"], "ratio": row["ratio"]}
+    return kept
 
 
 def page(kept: dict) -> list[str]:
@@ -120,7 +127,8 @@ def page(kept: dict) -> list[str]:
         cells = [TITLES[name], f"{row['float']['top1']:.1%}"]
         for format_ in FORMATS:
             int8 = row["int8"][format_]
-            cells += [f"{int8['accuracy']['top1']:.1%}", f"{int8['p50_ms']:.3f}", _ratio(int8["ratio"])]
+            p50 = f"{int8['p50_ms']:.3f}" if "p50_ms" in int8 else ""
+            cells += [f"{int8['accuracy']['top1']:.1%}", p50, _ratio(int8.get("ratio"))]
         rows.append(cells)
     head = ["model", "float top-1"]
     for runtime in ("LiteRT", "ONNX Runtime"):
