@@ -93,8 +93,11 @@ def run(made_of: models.Prepared, args: argparse.Namespace) -> dict:
     path = FOLDER / f"{made_of.name}.json"
     record = json.loads(path.read_text()) if path.is_file() else {"model": made_of.name, "candidates": []}
     variants = [v for v in task.variants if args.variants is None or v in args.variants]
-    first = artefacts.floats(made_of) if task.base == "float32" else dense(made_of)
-    made = [first, *(pruned(made_of, task, v) for v in variants)]
+    if args.only_latency:
+        made = [known(made_of, task, name) for name in (task.base, *variants)]
+    else:
+        first = artefacts.floats(made_of) if task.base == "float32" else dense(made_of)
+        made = [first, *(pruned(made_of, task, v) for v in variants)]
     with judging.opened(made_of) as bench:
         entries = [entry for artefact in made for entry in spread(artefact)]
         for entry in entries:
@@ -110,6 +113,19 @@ def run(made_of: models.Prepared, args: argparse.Namespace) -> dict:
         if not args.no_latency:
             time_entries(record, entries, bench, args)
     return record
+
+
+def known(made_of: models.Prepared, task: Task, name: str) -> Artefact:
+    """The files of an artefact that an earlier run made."""
+    if name == "float32":
+        return artefacts.floats(made_of)
+    folder, stem = cache("trained", made_of.name, name), "model" if task.base == "float32" else "model.int8"
+    files = {runtime: folder / f"{stem}{FORMATS[runtime]}" for runtime in RUNTIMES}
+    there = {runtime: file for runtime, file in files.items() if file.is_file()}
+    if not there:
+        raise Missing(f"{name} has not been made for {made_of.name} yet: run without --only-latency first")
+    title = task.variants[name][0] if name in task.variants else "dense int8"
+    return Artefact(name, title, "ours", there)
 
 
 def training_data(made_of: models.Prepared) -> Path:

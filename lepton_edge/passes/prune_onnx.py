@@ -111,6 +111,8 @@ def check_options(method: str, macs: float, sparsity: float, round_to: int, impo
         raise UsageError(f"unknown importance '{importance}'", f"known: {', '.join(order.IMPORTANCE)}")
     if method != "channels":
         sparse.pattern(method, sparsity)
+    if importance == "taylor" and method == "channels":
+        require("the importance taylor", TRAINING)
 
 
 def check_training(options: Any, rounds: int, method: str) -> None:
