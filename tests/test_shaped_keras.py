@@ -196,3 +196,46 @@ def test_names_to_keep(tmp_path):
         step(tmp_path, qat_keras.run, small(), keep="hiden")
     assert "hidden" in caught.value.hint
     assert not (tmp_path / "out.keras").exists()
+
+
+def interrupted(monkeypatch, at, error):
+    """Let training raise at a batch."""
+    from lepton_edge.passes import _train_keras
+
+    learn = _train_keras.Learner.learn
+
+    def failing(self, rows, step):
+        if step == at:
+            raise error
+        return learn(self, rows, step)
+
+    monkeypatch.setattr(_train_keras.Learner, "learn", failing)
+
+
+@pytest.mark.parametrize("run", [prune_keras.run, cluster_keras.run, qat_keras.run])
+def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, monkeypatch, run):
+    data = blobs(small())
+    keras.utils.set_random_seed(3)
+    model = small()
+    options = {"epochs": 3, "held_out": 0.2}
+    _, whole = step(tmp_path, run, model, "whole.keras", data, **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted(patch, 7, KeyboardInterrupt())  # four batches an epoch: in the middle of the second
+        step(tmp_path, run, "in.keras", "resumed.keras", data, **options)
+    assert not (tmp_path / "resumed.keras").exists()
+    report, resumed = step(tmp_path, run, "in.keras", "resumed.keras", data, **options)
+    assert any("went on from a checkpoint at batch 4" in n for n in report["notes"])
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+    assert not list((tmp_path / "cache" / "training").iterdir())
+
+
+def test_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[64,112,112,96]")
+    interrupted(monkeypatch, 1, error)
+    with pytest.raises(LeptonError, match="out of memory while training with batches of 16") as caught:
+        step(tmp_path, qat_keras.run, small())
+    assert caught.value.hint == "set batch_size to 8"
+    assert not (tmp_path / "out.keras").exists()

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from lepton_edge.errors import LeptonError, UsageError
-from lepton_edge.keras_move import Moved, copy_back, graph_of, move
+from lepton_edge.keras_move import Moved, copy_back, graph_of, leaf_layers, move
+from lepton_edge.passes import _train_activations
 from lepton_edge.passes._train_kernels import Kernel, find
 from lepton_edge.passes._train_loss import make_loss
 from lepton_edge.passes._train_samples import Samples, Target, find_target, open_samples
@@ -24,6 +25,7 @@ from lepton_edge.passes._train_shaped import Shaped
 from lepton_edge.tf_export.load import load_keras
 from lepton_edge.training import checkpoint, core
 
+OBSERVED = 16  # batches that tell the ranges of activations to start from
 ENVIRON = {"TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
 
 
@@ -85,8 +87,9 @@ def prepare() -> None:
         )
 
 
-def begin(src: str, data: str, tuning: Tuning, doing: str) -> Session:
-    """Read the model and its samples and move it. `doing` ("pruned") is for errors.
+def begin(src: str, data: str, tuning: Tuning, doing: str, *, rounded: bool = False) -> Session:
+    """Read the model and its samples and move it. `doing` ("pruned") is for errors; `rounded`: with activations that
+    can be rounded (see _train_activations).
 
     Errors: LeptonError for a model, samples or labels that do not fit.
     """
@@ -103,7 +106,8 @@ def begin(src: str, data: str, tuning: Tuning, doing: str) -> Session:
 
     tf_keras.utils.set_random_seed(tuning.seed)
     tf.config.experimental.enable_op_determinism()
-    moved = move(model)
+    rounded = rounded and _train_activations.takes_part(list(leaf_layers(model)))
+    moved = move(model, _train_activations.after if rounded else None)
     if not moved.model.trainable_weights:
         raise LeptonError("every layer is frozen, so nothing can be fine-tuned", hint="set trainable=True and save")
     plan = core.Plan(
@@ -148,6 +152,20 @@ class Learner:
         self._judge = tf.function(self._judge_batch, reduce_retracing=True)
         self._write = tf.function(self._write_all)
         self.write()
+        self._observe()
+
+    def _observe(self) -> None:
+        """Let the rounding of activations see a few batches, then begin."""
+        layers = _train_activations.layers_of(self.model)
+        if not layers:
+            return
+        for layer in layers:
+            layer.mode.assign(_train_activations.OBSERVES)
+        plan = self.session.plan
+        for rows in core.batches(plan.split()[0], plan.batch_size, plan.seed, 0)[:OBSERVED]:
+            self._judge(*self._batch(rows))
+        for layer in layers:
+            layer.mode.assign(_train_activations.ROUNDS)
 
     def write(self) -> None:
         """Set every shaped kernel to what it ships as."""

@@ -2,8 +2,9 @@
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
 2018, with trained scales (Esser et al., arXiv:1902.08153). Every kernel computes as whole steps of a symmetric grid,
-one scale an output channel, while it trains (_train_shaped); ONNX, TFLite and OpenVINO files of the result hold those
-very integers (quant/held.py). Zeros of `prune` and centroids of `cluster` stay what they are.
+one scale an output channel, while it trains (_train_shaped), and activations are rounded (_train_activations); ONNX,
+TFLite and OpenVINO files of the result hold those very integers (quant/held.py). Zeros of `prune` and centroids of
+`cluster` stay what they are.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def run(
     *,
     data: str,
     bits: int = 8,
+    activations: bool = True,
     keep: str = "",
     epochs: int = 3,
     batch_size: int = 32,
@@ -43,6 +45,8 @@ def run(
 ) -> dict:
     """Train the .keras model `src` on the feed `data` with weights of `bits` bits (2 to 8).
 
+    `activations`: they are rounded to 8 bits meanwhile, where the quantizer rounds them (not beside attention).
+
     Recurrent kernels stay float, for the quantizer leaves them so; so do biases and norms. `keep`: layers left alone,
     by name, with commas: quantize rounds them afterwards. The training options are those of _train_keras.Tuning.
     Returns the layers by what they keep, measured zeros, epochs done, losses, notes.
@@ -52,7 +56,7 @@ def run(
     if not 2 <= bits <= 8:
         raise UsageError(f"bits must be 2 to 8, not {bits}", "8, or 4 for half the size once zipped")
     tuning = Tuning(epochs, batch_size, learning_rate, held_out, patience, distil, temperature, seed)
-    session = begin(src, data, tuning, "quantized")
+    session = begin(src, data, tuning, "quantized", rounded=activations)
     taken, left = [], {}
     for kernel in chosen(session.kernels, keep):
         if kernel.shared is None:
