@@ -41,35 +41,52 @@ class Task:
     title: str
     prepare: Callable[[], Path]
     model: str
-    variants: dict[str, tuple[str, list[tuple[str, dict]]]]
+    effort: Effort
+    sparsity: float
     preprocess: str = ""
-    bars: tuple[str, ...] = ()
+
+    @property
+    def variants(self) -> dict[str, tuple[str, Chain]]:
+        """The chains, by name."""
+        return _common(self.effort, self.sparsity)
 
 
-def _training(epochs: int, rate: float, **more: Any) -> dict:
-    return {"epochs": epochs, "learning_rate": rate, "patience": 0, **more}
+@dataclass(frozen=True)
+class Effort:
+    """Epochs and learning rate of each verb, and the share of the loss that is the original's answers."""
+
+    prune: tuple[int, float]
+    cluster: tuple[int, float]
+    qat: tuple[int, float]
+    qat4: tuple[int, float]
+    distil: float
+
+    def of(self, verb: str, **more: Any) -> dict:
+        """The options of a verb."""
+        epochs, rate = getattr(self, verb)
+        return {"epochs": epochs, "learning_rate": rate, "distil": self.distil, **more}
 
 
-RESNET, CNN, MLP = (20, 1e-3), (15, 1e-3), (20, 1e-3)
-BITS4 = ("quantize", {"weight_bits": 4})
+Chain = list[tuple[str, dict]]
 INT8: tuple[str, dict] = ("quantize", {})
+BITS4: tuple[str, dict] = ("quantize", {"weight_bits": 4})
 
 
-def _common(training: tuple[int, float], sparsity: float) -> dict[str, tuple[str, list[tuple[str, dict]]]]:
-    own = _training(*training)
-    prune, cluster = ("prune", {"sparsity": sparsity, **own}), ("cluster", own)
+def _common(effort: Effort, sparsity: float) -> dict[str, tuple[str, Chain]]:
+    prune = ("prune", effort.of("prune", sparsity=sparsity))
+    cluster, qat = ("cluster", effort.of("cluster")), ("qat", effort.of("qat"))
     share = f"{sparsity:.0%}"
     return {
         "int8": ("int8", [INT8]),
-        "qat-int8": ("QAT, int8", [("qat", own), INT8]),
+        "qat-int8": ("QAT, int8", [qat, INT8]),
         "w4": ("int8, weights of 4 bits", [BITS4]),
-        "qat-w4": ("QAT, weights of 4 bits", [("qat", {"bits": 4, **own}), BITS4]),
+        "qat-w4": ("QAT, weights of 4 bits", [("qat", effort.of("qat4", bits=4)), BITS4]),
         "pruned-int8": (f"{share} zeros, int8", [prune, INT8]),
         "clustered-int8": ("16 values, int8", [cluster, INT8]),
-        "pqat-int8": (f"{share} zeros, QAT, int8", [prune, ("qat", own), INT8]),
-        "cqat-int8": ("16 values, QAT, int8", [cluster, ("qat", own), INT8]),
+        "pqat-int8": (f"{share} zeros, QAT, int8", [prune, qat, INT8]),
+        "cqat-int8": ("16 values, QAT, int8", [cluster, qat, INT8]),
         "pruned-clustered-int8": (f"{share} zeros, 16 values, int8", [prune, cluster, INT8]),
-        "pcqat-int8": (f"{share} zeros, 16 values, QAT, int8", [prune, cluster, ("qat", own), INT8]),
+        "pcqat-int8": (f"{share} zeros, 16 values, QAT, int8", [prune, cluster, qat, INT8]),
     }
 
 
@@ -84,6 +101,7 @@ def _resnet8() -> Path:
 def _fashion_cnn() -> Path:
     folder = cache("training", "fashion_cnn")
     _link(ROOT / "samples" / "fashion_cnn.keras", folder / "model.keras")
+    _link(ROOT / "samples" / "fashion_train.npz", folder / "train.npz")
     _fashion(folder, flat=False)
     return folder
 
@@ -110,6 +128,8 @@ def _fashion(folder: Path, *, flat: bool) -> None:
     rows = train_fashion.pick(parts["train"][1], 512, np.random.default_rng(0))
     parts["calib"] = tuple(a[rows] for a in parts["train"])
     for name, (x, y) in parts.items():
+        if (folder / f"{name}.npz").exists():
+            continue
         np.savez(folder / f"{name}.npz", x=x.reshape(len(x), -1) if flat else x, y=y)
 
 
@@ -123,20 +143,23 @@ TASKS = {
         "ic_resnet8 (MLPerf Tiny), CIFAR-10: 4,148 training, 600 test images",
         _resnet8,
         "model.h5",
-        _common(RESNET, 0.75),
+        Effort(prune=(15, 1e-3), cluster=(6, 3e-4), qat=(4, 1e-4), qat4=(12, 1e-3), distil=1.0),
+        0.75,
     ),
     "fashion_cnn": Task(
-        "the sample CNN, all of Fashion-MNIST",
+        "the sample CNN, Fashion-MNIST: 4,000 training, 10,000 test images",
         _fashion_cnn,
         "model.keras",
-        _common((3, 1e-3), 0.75),
+        Effort(prune=(20, 1e-3), cluster=(10, 5e-4), qat=(6, 1e-4), qat4=(20, 1e-3), distil=1.0),
+        0.75,
         "[preprocess]\nscale = 0.00392156862745098\n",
     ),
     "fashion_mlp": Task(
-        "MLP 784-64-64-10, all of Fashion-MNIST",
+        "MLP 784-64-64-10, Fashion-MNIST: 60,000 training, 10,000 test images",
         _fashion_mlp,
         "model.keras",
-        _common((10, 1e-3), 0.8),
+        Effort(prune=(8, 1e-3), cluster=(5, 5e-4), qat=(3, 1e-4), qat4=(6, 1e-3), distil=0.5),
+        0.8,
         "[preprocess]\nscale = 0.00392156862745098\n",
     ),
 }
@@ -203,7 +226,7 @@ def sizes(path: Path) -> dict:
     return {"bytes": art.size_bytes, "zip_bytes": art.zip_bytes()}
 
 
-def ours(task: Task, folder: Path, variant: str, chain: list[tuple[str, dict]]) -> dict:
+def ours(task: Task, folder: Path, variant: str, chain: Chain) -> dict:
     """A chain of our commands; finished steps come from the store. What failed is told."""
     at, start, notes, facts = folder / task.model, time.monotonic(), [], {}
     try:
@@ -232,12 +255,10 @@ def ours(task: Task, folder: Path, variant: str, chain: list[tuple[str, dict]]) 
 
 def rival(task: Task, folder: Path, what: str) -> dict:
     """tensorflow-model-optimization alone, in a process of its own: what it makes, or the error it gives."""
-    epochs, rate = next(
-        (o["epochs"], o["learning_rate"]) for _, chain in task.variants.values() for _, o in chain if "epochs" in o
-    )
-    sparsity = task.variants["pruned-int8"][1][0][1]["sparsity"]
+    effort = task.effort
     out = folder / f"tfmot-{what}.tflite"
-    options = {"epochs": epochs, "rate": rate, "sparsity": sparsity, "scale": 1 / 255 if task.preprocess else 1.0}
+    options = {"prune": effort.prune, "cluster": effort.cluster, "qat": effort.qat, "sparsity": task.sparsity}
+    options |= {"scale": 1 / 255 if task.preprocess else 1.0}
     command = [sys.executable, str(HERE / "rivals" / "tfmot_alone.py"), what, str(folder), task.model, str(out)]
     start = time.monotonic()
     done = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True, check=False)
@@ -290,7 +311,8 @@ def write_section() -> None:
         "Generated by `make bench-train` (benchmarks/training.py) from benchmarks/results/training/. Every file is",
         "made by our command line and quantized to int8; top-1 is *measured* in LiteRT on test samples that no step",
         "has seen, zip is the deflated TFLite file. The rival is tensorflow-model-optimization alone on a tf_keras",
-        "copy of the same float model, with the same samples, epochs, rate and batches, made int8 by TFLiteConverter.",
+        "copy of the same float model, with the same samples, epochs, rates and batches, made int8 by TFLiteConverter;",
+        "it learns from the labels, as its guides have it, ours from the original's answers as far as `distil` says.",
     ]
     for file in sorted(FOLDER.glob("*.json")):
         record = json.loads(file.read_text())

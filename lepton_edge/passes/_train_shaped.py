@@ -39,7 +39,7 @@ class Shaped:
 
     `mask` (0 or 1) says which weights live; with a `grid` weights are whole steps, with `centroids` (in shares of the
     grid's end, or in the weights' own unit without a grid) they take those values only. `refresh(twin, step)` may give
-    another mask before a batch.
+    another mask before a batch; `twin()` reads the float weights.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Shaped:
         mask: np.ndarray | None = None,
         grid: Grid | None = None,
         centroids: np.ndarray | None = None,
-        refresh: Callable[[np.ndarray, int], np.ndarray | None] | None = None,
+        refresh: Callable[[Callable[[], np.ndarray], int], np.ndarray | None] | None = None,
         scale: np.ndarray | None = None,
     ) -> None:
         import tensorflow as tf
@@ -78,7 +78,7 @@ class Shaped:
 
     def update(self, step: int) -> None:
         """Give it the mask of this step."""
-        if self.refresh is not None and (mask := self.refresh(self.twin.numpy(), step)) is not None:
+        if self.refresh is not None and (mask := self.refresh(self.twin.numpy, step)) is not None:
             self.mask.assign(mask.astype(np.float32))
 
     def value(self) -> Any:

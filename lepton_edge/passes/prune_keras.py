@@ -132,9 +132,9 @@ def shape(kernel: Kernel, plan: Schedule, wanted: Pattern) -> Shaped:
     """A kernel whose mask follows the schedule; what is zero stays zero."""
     live = kernel.variable.numpy() != 0
 
-    def refresh(twin: np.ndarray, step: int) -> np.ndarray | None:
+    def refresh(twin: Callable[[], np.ndarray], step: int) -> np.ndarray | None:
         share = plan.share(step)
-        return None if share is None else mask(twin, share, wanted, kernel.inputs) & live
+        return None if share is None else mask(twin(), share, wanted, kernel.inputs) & live
 
     return Shaped(kernel, mask=live, refresh=refresh)
 
