@@ -60,11 +60,14 @@ class Effort:
     qat: tuple[int, float]
     qat4: tuple[int, float]
     distil: float
+    augment: str = ""
+    batch: int = 32
 
     def of(self, verb: str, **more: Any) -> dict:
         """The options of a verb."""
         epochs, rate = getattr(self, verb)
-        return {"epochs": epochs, "learning_rate": rate, "distil": self.distil, **more}
+        own = {"epochs": epochs, "learning_rate": rate, "batch_size": self.batch}
+        return {**own, "distil": self.distil, "augment": self.augment, **more}
 
 
 Chain = list[tuple[str, dict]]
@@ -143,14 +146,14 @@ TASKS = {
         "ic_resnet8 (MLPerf Tiny), CIFAR-10: 4,148 training, 600 test images",
         _resnet8,
         "model.h5",
-        Effort(prune=(15, 1e-3), cluster=(6, 3e-4), qat=(4, 1e-4), qat4=(12, 1e-3), distil=1.0),
+        Effort((18, 1e-3), cluster=(6, 3e-4), qat=(4, 1e-4), qat4=(12, 1e-3), distil=1.0, augment="flip,mix"),
         0.75,
     ),
     "fashion_cnn": Task(
         "the sample CNN, Fashion-MNIST: 4,000 training, 10,000 test images",
         _fashion_cnn,
         "model.keras",
-        Effort(prune=(20, 1e-3), cluster=(10, 5e-4), qat=(6, 1e-4), qat4=(20, 1e-3), distil=1.0),
+        Effort((20, 1e-3), cluster=(10, 5e-4), qat=(6, 1e-4), qat4=(20, 1e-3), distil=1.0, augment="flip,mix"),
         0.75,
         "[preprocess]\nscale = 0.00392156862745098\n",
     ),
@@ -158,7 +161,7 @@ TASKS = {
         "MLP 784-64-64-10, Fashion-MNIST: 60,000 training, 10,000 test images",
         _fashion_mlp,
         "model.keras",
-        Effort(prune=(8, 1e-3), cluster=(5, 5e-4), qat=(3, 1e-4), qat4=(6, 1e-3), distil=0.5),
+        Effort(prune=(8, 1e-3), cluster=(5, 5e-4), qat=(3, 1e-4), qat4=(6, 1e-3), distil=0.5, batch=128),
         0.8,
         "[preprocess]\nscale = 0.00392156862745098\n",
     ),
@@ -258,7 +261,7 @@ def rival(task: Task, folder: Path, what: str) -> dict:
     effort = task.effort
     out = folder / f"tfmot-{what}.tflite"
     options = {"prune": effort.prune, "cluster": effort.cluster, "qat": effort.qat, "sparsity": task.sparsity}
-    options |= {"scale": 1 / 255 if task.preprocess else 1.0}
+    options |= {"batch": effort.batch, "scale": 1 / 255 if task.preprocess else 1.0}
     command = [sys.executable, str(HERE / "rivals" / "tfmot_alone.py"), what, str(folder), task.model, str(out)]
     start = time.monotonic()
     done = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True, check=False)

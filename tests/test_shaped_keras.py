@@ -150,6 +150,40 @@ def test_half_labels_half_teacher(tmp_path):
     assert "50% of the loss towards the original's answers" in report["notes"][0]
 
 
+def test_samples_are_varied_while_training(tmp_path):
+    runs = [step(tmp_path, qat_keras.run, "in.keras" if k else small(), augment="mix", distil=0.5) for k in (0, 1)]
+    assert "varied by mix" in runs[0][0]["notes"][0]
+    for a, b in zip(runs[0][1].get_weights(), runs[1][1].get_weights(), strict=True):
+        assert np.array_equal(a, b)
+    i = Input((6,), name="row")
+    flat = Model(i, layers.Dense(3, "softmax")(i))
+    with pytest.raises(UsageError, match="takes no images"):
+        step(tmp_path, qat_keras.run, flat, augment="flip")
+
+
+def test_activations_are_rounded_where_the_quantizer_does(tmp_path):
+    from lepton_edge.keras_move import graph_of, move
+    from lepton_edge.passes import _train_activations as act
+
+    model = small()
+    moved = move(model, act.after)
+    rounding = act.layers_of(moved.model)
+    assert moved.difference < 1e-5  # the identity until it begins
+    # image, ReLU, depthwise and hidden: not between conv, BatchNormalization and ReLU, and not the answer
+    assert len(rounding) == 4
+    x = np.random.default_rng(0).standard_normal((64, 8, 8, 2)).astype("float32")
+    plain = np.asarray(moved.model(x, training=False))
+    for mode in (act.OBSERVES, act.ROUNDS):
+        for layer in rounding:
+            layer.mode.assign(mode)
+        out = np.asarray(moved.model(x, training=False))
+    assert 0 < np.abs(out - plain).max() < 0.1
+    assert all(float(layer.high) > 0 for layer in rounding)
+    assert act.takes_part(model.layers) and graph_of(model) is not None
+    attention = layers.MultiHeadAttention(2, 4)
+    assert not act.takes_part([attention])
+
+
 def test_recurrent_and_attention_layers(tmp_path):
     i = Input((6, 8), name="seq")
     x = layers.LSTM(7, return_sequences=True, name="lstm")(i)
@@ -182,6 +216,7 @@ def test_recurrent_and_attention_layers(tmp_path):
         (qat_keras.run, {"bits": 9}, "bits must be"),
         (qat_keras.run, {"temperature": 0.0}, "temperature"),
         (qat_keras.run, {"patience": -1}, "patience"),
+        (qat_keras.run, {"augment": "flop"}, "unknown augmentation 'flop'"),
         (prune_keras.run, {"method": "channels"}, "unknown method 'channels' for Keras"),
         (prune_keras.run, {"method": "4:2"}, "unknown method '4:2'"),
     ],

@@ -50,7 +50,7 @@ def made(what: str, path: str, train: tuple, given: dict):
             model, number_of_clusters=16,
             cluster_centroids_init=tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS,
         )  # fmt: skip
-        fitted(tf_keras, wrapped, train, given["cluster"])
+        fitted(tf_keras, wrapped, train, given["cluster"], given["batch"])
         model = tfmot.clustering.keras.strip_clustering(wrapped)
     if what == "pcqat":
         from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
@@ -59,33 +59,33 @@ def made(what: str, path: str, train: tuple, given: dict):
             model, number_of_clusters=16, preserve_sparsity=True,
             cluster_centroids_init=tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS,
         )  # fmt: skip
-        fitted(tf_keras, wrapped, train, given["cluster"])
+        fitted(tf_keras, wrapped, train, given["cluster"], given["batch"])
         model = tfmot.clustering.keras.strip_clustering(wrapped)
         annotated = tfmot.quantization.keras.quantize_annotate_model(model)
         scheme = tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True)
         model = tfmot.quantization.keras.quantize_apply(annotated, scheme)
-        fitted(tf_keras, model, train, given["qat"])
+        fitted(tf_keras, model, train, given["qat"], given["batch"])
     if what == "qat":
         model = tfmot.quantization.keras.quantize_model(model)
-        fitted(tf_keras, model, train, given["qat"])
+        fitted(tf_keras, model, train, given["qat"], given["batch"])
     return model
 
 
 def pruned(tfmot, tf_keras, model, train: tuple, given: dict):
     """Polynomial decay over the first two thirds, every layer to the same sparsity."""
-    steps = len(train[1]) // 32 * given["prune"][0]
+    steps = len(train[1]) // given["batch"] * given["prune"][0]
     schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, given["sparsity"], 0, steps * 2 // 3, frequency=20)
     wrapped = tfmot.sparsity.keras.prune_low_magnitude(model, pruning_schedule=schedule)
-    fitted(tf_keras, wrapped, train, given["prune"], [tfmot.sparsity.keras.UpdatePruningStep()])
+    fitted(tf_keras, wrapped, train, given["prune"], given["batch"], [tfmot.sparsity.keras.UpdatePruningStep()])
     return tfmot.sparsity.keras.strip_pruning(wrapped)
 
 
-def fitted(tf_keras, model, train: tuple, effort: list, callbacks=()) -> None:
-    """Adam with the rate falling along the same cosine as ours, batches of 32."""
+def fitted(tf_keras, model, train: tuple, effort: list, batch: int, callbacks=()) -> None:
+    """Adam with the rate falling along the same cosine as ours."""
     epochs, start = effort
-    rate = tf_keras.optimizers.schedules.CosineDecay(start, len(train[1]) // 32 * epochs, alpha=0.01)
+    rate = tf_keras.optimizers.schedules.CosineDecay(start, len(train[1]) // batch * epochs, alpha=0.01)
     model.compile(tf_keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-    model.fit(*train, batch_size=32, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    model.fit(*train, batch_size=batch, epochs=epochs, verbose=0, callbacks=list(callbacks))
 
 
 def converted(model, samples) -> bytes:

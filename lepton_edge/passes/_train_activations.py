@@ -1,9 +1,9 @@
 """Activations rounded to 8 bits while a model trains, where the quantizer rounds them.
 
-Jacob et al. (CVPR 2018), section 3.1: ranges are moving averages of what batches hold; the gradient goes straight
-through within them. The places follow quant/place.py: after the activation function, not between it and its layer; not
-beside attention, whose products the quantizer leaves in float. The ranges are for training only: the quantizer chooses
-its own.
+Jacob et al. (CVPR 2018), section 3.1; ranges are those of some batches before training begins, and the gradient goes
+straight through within them. The places follow quant/place.py: after the activation function, not between it and its
+layer; not beside attention, whose products the quantizer leaves in float. The ranges are for training only: the
+quantizer chooses its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ COMPUTES = frozenset(
 ATTENTION = frozenset({"MultiHeadAttention", "GroupedQueryAttention", "Attention", "AdditiveAttention"})
 BOUNDED = frozenset({"relu", "relu6", "linear"})
 OFF, OBSERVES, ROUNDS = 0, 1, 2
-MOMENTUM = 0.99
 
 
 def takes_part(layers: Sequence[Any]) -> bool:
@@ -61,7 +60,7 @@ def rounding_layer() -> type:
     import tf_keras
 
     class Rounding(tf_keras.layers.Layer):
-        """`mode` is OFF, OBSERVES (the range grows by what comes) or ROUNDS (and follows it while training)."""
+        """`mode` is OFF, OBSERVES (the range grows by what comes) or ROUNDS (within it)."""
 
         def build(self, shape: Any) -> None:
             self.low, self.high = (
@@ -69,18 +68,13 @@ def rounding_layer() -> type:
             )
             self.mode = self.add_weight("mode", (), "int32", initializer="zeros", trainable=False)
 
-        def call(self, x: Any, training: Any = None) -> Any:
-            low, high = tf.minimum(tf.reduce_min(x), 0.0), tf.maximum(tf.reduce_max(x), 0.0)
-
+        def call(self, x: Any) -> Any:
             def observed() -> Any:
-                self.low.assign(tf.minimum(self.low, low))
-                self.high.assign(tf.maximum(self.high, high))
+                self.low.assign(tf.minimum(self.low, tf.reduce_min(x)))  # it starts at 0, and so holds it
+                self.high.assign(tf.maximum(self.high, tf.reduce_max(x)))
                 return tf.identity(x)
 
             def rounded() -> Any:
-                if training:
-                    self.low.assign(self.low * MOMENTUM + low * (1 - MOMENTUM))
-                    self.high.assign(self.high * MOMENTUM + high * (1 - MOMENTUM))
                 top = tf.maximum(self.high, self.low + 1e-6)
                 return tf.quantization.fake_quant_with_min_max_vars(x, self.low, top, num_bits=8)
 

@@ -24,6 +24,7 @@ from lepton_edge.passes._train_samples import Samples, Target, find_target, open
 from lepton_edge.passes._train_shaped import Shaped
 from lepton_edge.tf_export.load import load_keras
 from lepton_edge.training import checkpoint, core
+from lepton_edge.tuning.samples import Batch, augmented, check_ways, ways
 
 OBSERVED = 16  # batches that tell the ranges of activations to start from
 ENVIRON = {"TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
@@ -32,7 +33,8 @@ ENVIRON = {"TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
 @dataclass(frozen=True)
 class Tuning:
     """The options of training that all passes have. `distil` is the share of the loss that the original's answers get
-    (1: labels are not needed), softened by `temperature`; the learning rate falls to a hundredth along a cosine."""
+    (1: labels are not needed), softened by `temperature`; `augment` is "flip,shift,mix" or some of them (see
+    lepton_edge.tuning.samples); the learning rate falls to a hundredth along a cosine."""
 
     epochs: int
     batch_size: int
@@ -41,6 +43,7 @@ class Tuning:
     patience: int
     distil: float
     temperature: float
+    augment: str
     seed: int
 
     def check(self) -> None:
@@ -54,6 +57,7 @@ class Tuning:
             raise UsageError(f"distil is a share of the loss from 0 to 1, not {self.distil}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise UsageError(f"temperature must be above 0, not {self.temperature}")
+        ways(self.augment)
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,19 @@ def begin(src: str, data: str, tuning: Tuning, doing: str, *, rounded: bool = Fa
 
 
 class Learner:
-    """A moved model as lepton_edge.training takes it. Adam (Kingma & Ba, arXiv:1412.6980)."""
+    """A moved model as lepton_edge.training takes it. Adam (Kingma & Ba, arXiv:1412.6980).
 
-    def __init__(self, session: Session, shaped: Sequence[Shaped], tuning: Tuning) -> None:
+    `moving`: batches are normalised by their own statistics, which the model's follow, and dropout drops. Without, the
+    model computes as when it ships, which is for changes too small to need new statistics (frozen ones are also what
+    Krishnamoorthi, arXiv:1806.08342, recommends for quantization-aware training).
+    """
+
+    def __init__(self, session: Session, shaped: Sequence[Shaped], tuning: Tuning, moving: bool = True) -> None:
         import tensorflow as tf
         import tf_keras
 
         self.session, self.shaped = session, list(shaped)
+        self.ways, self.seed, self.moving = ways(tuning.augment), tuning.seed, moving
         self.model = session.moved.model
         held = {id(s.kernel.variable): s for s in self.shaped}
         self.reads = list(self.model.trainable_weights)  # where gradients come from
@@ -181,7 +191,7 @@ class Learner:
         for item in self.shaped:
             item.update(step)
         self.write()
-        return float(self._learn(*self._batch(rows)))
+        return float(self._learn(*self._batch(rows, step)))
 
     def loss(self, rows: np.ndarray) -> float:
         """The loss of samples as the model would ship."""
@@ -210,15 +220,25 @@ class Learner:
         own = self.optimizer.variables
         return found | {f"{core.OPTIMIZER}{i}": v for i, v in enumerate(own() if callable(own) else own)}
 
-    def _batch(self, rows: np.ndarray) -> tuple[list[Any], Any]:
+    def _batch(self, rows: np.ndarray, step: int | None = None) -> tuple[list[Any], Any, Any, Any]:
+        """The samples of rows by input, their labels; where a `step` learns from them, varied as `augment` says, and
+        then also the labels of those mixed in and the share of the first."""
         import tensorflow as tf
 
         samples, inputs = self.session.samples, graph_of(self.session.moved.source).inputs
-        x = [tf.constant(np.asarray(a[rows]).astype(t.dtype)) for a, t in zip(samples.inputs, inputs, strict=True)]
+        x = [np.asarray(a[rows]).astype(t.dtype) for a, t in zip(samples.inputs, inputs, strict=True)]
         labels = np.zeros(len(rows), np.int64) if samples.labels is None else samples.labels[rows]
-        return x, tf.constant(labels)
+        others, share = labels, 1.0
+        if self.ways and step is not None:
+            batch = Batch({str(k): a[:, None] for k, a in enumerate(x)}, labels)
+            if step == 0:
+                check_ways(self.ways, batch, f"the model '{self.session.model.name}'")
+            made = augmented(batch, self.ways, np.random.default_rng((self.seed, 3, step)))
+            x = [made.inputs[str(k)][:, 0] for k in range(len(x))]
+            others, share = labels if made.others is None else made.others, made.share
+        return [tf.constant(a) for a in x], tf.constant(labels), tf.constant(others), tf.constant(share, tf.float32)
 
-    def _forward(self, x: list[Any], labels: Any, training: bool) -> Any:
+    def _forward(self, x: list[Any], labels: Any, others: Any, share: Any, training: bool) -> Any:
         import keras
         import tensorflow as tf
 
@@ -229,13 +249,13 @@ class Learner:
             answers = [tf.stop_gradient(a) for a in keras.tree.flatten(source(given, training=False))]
         outputs = self.model(x if len(x) > 1 else x[0], training=training)
         outputs = tf.nest.flatten(outputs)
-        return self._loss(outputs, answers, labels)
+        return self._loss(outputs, answers, labels, others, share)
 
-    def _learn_batch(self, x: list[Any], labels: Any) -> Any:
+    def _learn_batch(self, x: list[Any], labels: Any, others: Any, share: Any) -> Any:
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            loss = self._forward(x, labels, True)
+            loss = self._forward(x, labels, others, share, self.moving)
             for penalty in self.model.losses:
                 loss += tf.cast(penalty, tf.float32)
         slopes = tape.gradient(loss, self.reads)
@@ -258,8 +278,8 @@ class Learner:
         self.optimizer.apply_gradients(pairs)
         return loss
 
-    def _judge_batch(self, x: list[Any], labels: Any) -> Any:
-        return self._forward(x, labels, False)
+    def _judge_batch(self, x: list[Any], labels: Any, others: Any, share: Any) -> Any:
+        return self._forward(x, labels, others, share, False)
 
 
 def tune(
@@ -270,8 +290,11 @@ def tune(
     key: str,
     progress: Callable | None,
 ) -> tuple[core.Outcome, list[str]]:
-    """Train, going on from the checkpoint under `key`; the model is left as it ships. Returns notes on it."""
-    learner = Learner(session, shaped, tuning)
+    """Train, going on from the checkpoint under `key`; the model is left as it ships. Returns notes on it.
+
+    Where the start counts, the model is near to what it shall be, and statistics stay those that it has.
+    """
+    learner = Learner(session, shaped, tuning, moving=not plan.start_counts)
     with checkpoint.opened(key) as place:
         outcome = core.train(learner, plan, place, progress)
         learner.write()
@@ -288,6 +311,7 @@ def described(session: Session, tuning: Tuning, outcome: core.Outcome) -> str:
         how = ", towards the original's answers, without labels"
     elif tuning.distil:
         how = f", {tuning.distil:.0%} of the loss towards the original's answers"
+    how += f", varied by {tuning.augment}" if ways(tuning.augment) else ""
     return f"fine-tuned on {what}, {done} of {tuning.epochs} epochs{how}"
 
 

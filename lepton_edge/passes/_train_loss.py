@@ -17,13 +17,14 @@ SMALLEST = 1e-7  # of a probability
 
 
 def make_loss(target: Target, distil: float, temperature: float) -> Callable:
-    """loss(outputs, answers, labels): a scalar, of the model's outputs, the original's, and labels int64 [n] or None.
+    """loss(outputs, answers, labels, others, share): a scalar, of the model's outputs, the original's, labels int64
+    [n], and for samples that were mixed in pairs the labels of the others and the share of the first.
 
     ``distil`` is the share of the target's loss that the original's answers get; other outputs follow those anyway.
     """
     import tensorflow as tf
 
-    def loss(outputs: Sequence[Any], answers: Sequence[Any], labels: Any) -> Any:
+    def loss(outputs: Sequence[Any], answers: Sequence[Any], labels: Any, others: Any, share: Any) -> Any:
         total = tf.constant(0.0)
         for index, output in enumerate(outputs):
             output = tf.cast(output, tf.float32)
@@ -31,7 +32,8 @@ def make_loss(target: Target, distil: float, temperature: float) -> Callable:
                 total += apart(output, tf.cast(answers[index], tf.float32))
                 continue
             if distil < 1:
-                total += (1 - distil) * labelled(output, labels, target)
+                own, theirs = (labelled(output, y, target) for y in (labels, others))
+                total += (1 - distil) * (share * own + (1 - share) * theirs)
             if distil > 0:
                 total += distil * softened(output, tf.cast(answers[index], tf.float32), target, temperature)
         return total

@@ -41,6 +41,7 @@ def run(
     patience: int = 3,
     distil: float = 0.0,
     temperature: float = 2.0,
+    augment: str = "",
     seed: int = 0,
     progress: Callable | None = None,
 ) -> dict:
@@ -57,7 +58,7 @@ def run(
         raise UsageError(f"clusters must be 2 to 64, not {clusters}", "16 values take 4 bits each")
     if grid not in ("int8", "float"):
         raise UsageError(f"unknown grid '{grid}'", "known: int8, float")
-    tuning = Tuning(epochs, batch_size, learning_rate, held_out, patience, distil, temperature, seed)
+    tuning = Tuning(epochs, batch_size, learning_rate, held_out, patience, distil, temperature, augment, seed)
     session = begin(src, data, tuning, "clustered")
     taken, left = [], {}
     for kernel in chosen(session.kernels, keep):

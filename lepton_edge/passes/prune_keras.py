@@ -50,6 +50,7 @@ def run(
     patience: int = 0,
     distil: float = 0.0,
     temperature: float = 2.0,
+    augment: str = "",
     seed: int = 0,
     progress: Callable | None = None,
 ) -> dict:
@@ -65,7 +66,7 @@ def run(
     options = {k: v for k, v in locals().items() if k not in ("src", "dst", "data", "progress")}
     wanted = pattern(method)
     check_options(sparsity, schedule, spread, wanted)
-    tuning = Tuning(epochs, batch_size, learning_rate, held_out, patience, distil, temperature, seed)
+    tuning = Tuning(epochs, batch_size, learning_rate, held_out, patience, distil, temperature, augment, seed)
     session = begin(src, data, tuning, "pruned")
     taken, left = choose(session, wanted, keep, depthwise)
     shares = shares_of(taken, wanted, sparsity, spread)

@@ -40,6 +40,7 @@ def run(
     patience: int = 3,
     distil: float = 0.0,
     temperature: float = 2.0,
+    augment: str = "",
     seed: int = 0,
     progress: Callable | None = None,
 ) -> dict:
@@ -55,7 +56,7 @@ def run(
     options = {k: v for k, v in locals().items() if k not in ("src", "dst", "data", "progress")}
     if not 2 <= bits <= 8:
         raise UsageError(f"bits must be 2 to 8, not {bits}", "8, or 4 for half the size once zipped")
-    tuning = Tuning(epochs, batch_size, learning_rate, held_out, patience, distil, temperature, seed)
+    tuning = Tuning(epochs, batch_size, learning_rate, held_out, patience, distil, temperature, augment, seed)
     session = begin(src, data, tuning, "quantized", rounded=activations)
     taken, left = [], {}
     for kernel in chosen(session.kernels, keep):
