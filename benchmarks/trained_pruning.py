@@ -58,10 +58,10 @@ TASKS = {
     ),
 }
 TRAINING = {
-    "ic_resnet8": {"epochs": 60, "batch_size": 32, "learning_rate": 0.02, "inner": 0.0, "augment": "flip,shift"},
-    "minilm": {"epochs": 4, "batch_size": 16, "learning_rate": 0.003},
+    "ic_resnet8": {"epochs": 80, "batch_size": 32, "learning_rate": 0.01, "inner": 0.0, "augment": "flip,shift"},
+    "minilm": {"epochs": 1, "batch_size": 16, "learning_rate": 0.003},
 }
-SENTENCES = 3000
+SENTENCES = 2400
 
 
 def main() -> None:
