@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 
-.PHONY: demo test check bench bench-quant bench-convert bench-harness bench-edge bench-prune clean
+.PHONY: demo test check bench bench-quant bench-convert bench-harness bench-edge bench-prune bench-train bench-train-prune clean
 
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
@@ -40,6 +40,14 @@ bench-edge: .venv/.test
 
 bench-prune: .venv/.test
 	$(BIN)/python benchmarks/pruning.py
+
+# Trains for a quarter of an hour on two cores.
+bench-train-prune: .venv/.test
+	$(BIN)/python benchmarks/trained_pruning.py
+
+# Fashion-MNIST from the Debian package dataset-fashion-mnist, or in the folder that FASHION_MNIST names.
+bench-train: .venv/.test
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf .venv build lepton-out *.egg-info

@@ -10,6 +10,7 @@ from common import cache, cli, shared
 #: What is made: the format, and the options of `lepton-edge quantize`.
 FILES = {
     "tflite": ("tflite", ()),
+    "tflite all integer": ("tflite", ("--integer",)),
     "onnx": ("onnx", ()),
     "onnx for AVX2": ("onnx", ("--device", "generic-x86-avx2")),
 }

@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "page"], default=list(PARTS))
     parser.add_argument("--times", type=int, default=0, help="comparisons of a pair (40 and 20)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of measuring a file in one comparison")
+    parser.add_argument("--seconds", type=float, default=4.5, help="of measuring a file in one comparison")
     args = parser.parse_args()
     os.environ["LEPTON_EDGE_PLUGINS"] = str(HERE / "spinning")
     kept = json.loads(RESULT.read_text()) if RESULT.is_file() else {}

@@ -2,8 +2,9 @@
 
     python benchmarks/micro.py
 
-The int8 files of MLPerf Tiny, and ours made from the same float models, on three accelerators; needs the extra [micro]
-and the development data. Vela is Arm's compiler: the figures are its model of the NPU, the same on every machine.
+The int8 files of MLPerf Tiny, and ours (`quantize --integer`) made from the same float models, on three accelerators;
+needs the extra [micro] and the development data. Vela is Arm's compiler: the figures are its model of the NPU, the same
+on every machine.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ def main() -> None:
     """Estimate every file on every device and write the section of the page."""
     rows = []
     for name in edge_models.SOURCES:
-        made = edge_models.make(name, ("tflite",))
+        made = edge_models.make(name, ("tflite all integer",))
         reference = cache("edge") / f"{name}.mlperf.tflite"
         shutil.copyfile(made.reference, reference)
         for device in DEVICES:
-            told = cli("estimate", made.files["tflite"], reference, "--device", device, "--data", made.eval)
+            told = cli("estimate", made.files["tflite all integer"], reference, "--device", device, "--data", made.eval)
             for model in told["models"]:
                 whose = "MLPerf's" if "mlperf" in model["name"] else "ours"
                 rows.append({"model": name, "whose": whose, "device": device, "title": told["title"], **model})

@@ -199,10 +199,12 @@ def write_page() -> None:
     lines = [
         "# A board over SSH",
         "",
-        f"A real sshd on loopback{told['network']}; `python benchmarks/remote_board.py`.",
+        "A real sshd on loopback; `python benchmarks/remote_board.py`.",
     ]
+    network = told["networks"]
     if rows := told.get("bench"):
-        lines += ["", "Latency there, one thread, and the answers of the file there against the same file here:", ""]
+        text = "one thread, and the answers of the file there against the same file here"
+        lines += ["", f"Latency there{network['bench']}, {text}:", ""]
         cells = []
         for r in rows:
             p, t = r["parity"], r["latency"]
@@ -213,13 +215,14 @@ def write_page() -> None:
             cells.append([r["model"], r["name"], runtime, p50, same, top1])
         lines += table(["model", "file", "runtime there", "p50 ms [95 %]", "answers", "top-1 there"], cells)
     if rows := told.get("deploy"):
-        lines += ["", "Deployment:", ""]
+        lines += ["", f"Deployment{network['deploy']}:", ""]
         lines += table(
             ["step", "exit code", "s", "last line"],
             [[r["what"], str(r["code"]), str(r["seconds"]), r["said"]] for r in rows],
         )
     if rows := told.get("faults"):
-        lines += ["", "What may happen to a board while 6 files are measured on it and on this machine:", ""]
+        text = "while 6 files are measured on it and on this machine"
+        lines += ["", f"What may happen to a board {text}{network['faults']}:", ""]
         head = [
             "what happened",
             "exit code",
@@ -271,7 +274,8 @@ def main() -> None:
         try:
             reach = ("--python", sys.executable, "--temp", pi.temp)
             added = cli("devices", "add", f"127.0.0.1:{pi.port}", "--name", "board", *reach)
-            told |= {"network": network, "cpu": added["cpu"]}
+            told["cpu"] = added["cpu"]
+            told["networks"] = told.get("networks", {}) | dict.fromkeys(args.only, network)
             if "bench" in args.only:
                 told["bench"] = bench_rows(tuple(MODELS))
             if "deploy" in args.only:

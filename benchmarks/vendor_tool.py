@@ -2,6 +2,7 @@
 
     python benchmarks/vendor_tool.py TOOL MODEL FEED SECONDS COUNT
 
+ours            one process of the harness
 bert_perf_test  ONNX Runtime's own loop (onnxruntime.transformers; the wheel has no onnxruntime_perf_test)
 litert          LiteRT's benchmark_litert_model, from its wheel
 benchmark_app   OpenVINO's benchmark_app, from its wheel
@@ -33,6 +34,20 @@ def opened(model: str, feed: str) -> tuple:
     worker._load(state, {"file": str(runtime.file), "model": model, "options": {"threads": 1}}, None)
     worker._bench_start(state, {"feed": feed, "keep": 32, "warmup_s": 1.0}, None)
     return state["session"], state["samples"]
+
+
+def ours(model: str, feed: str, seconds: float, count: int) -> dict:
+    """What ``lepton-edge bench`` tells of one process."""
+    from lepton_edge import bench, registry
+    from lepton_edge.artifact import detect, open_artifact
+
+    art = open_artifact(Path(model))
+    e = bench.Entrant("model", Path(model), registry.runtime_for(detect(Path(model))), Path(feed), {}, art.files)
+    cpus = tuple(sorted(os.sched_getaffinity(0)))
+    timing = bench.measure([e], bench.How(seconds, processes=1, cpus=cpus)).timings["model"]
+    if timing.error or not timing.latency:
+        raise SystemExit(str(timing.error))
+    return {"p50_ms": timing.latency["p50_ms"], "count": timing.latency["count"]}
 
 
 def bert_perf_test(model: str, feed: str, seconds: float, count: int) -> dict:
@@ -114,7 +129,7 @@ def loadgen(model: str, feed: str, seconds: float, count: int) -> dict:
 
 def main() -> None:
     """Run one tool."""
-    tools = {f.__name__: f for f in (bert_perf_test, litert, benchmark_app, loadgen)}
+    tools = {f.__name__: f for f in (ours, bert_perf_test, litert, benchmark_app, loadgen)}
     name, model, feed, seconds, count = sys.argv[1:]
     print("\n" + json.dumps(tools[name](model, feed, float(seconds), int(count))), flush=True)
 

@@ -47,7 +47,7 @@ from lepton_edge.inspect_model import inspector_files
 from lepton_edge.progress import Silent
 from lepton_edge.quant import schemes
 from lepton_edge.rebundle import bundle  # noqa: F401 - a command of its own
-from lepton_edge.recipe import Recipe
+from lepton_edge.recipe import CHAIN, Recipe
 from lepton_edge.report import render
 
 TARGETS = ("tflite", "onnx", "openvino")
@@ -112,14 +112,16 @@ def convert(
     verbs: tuple[str, ...] = (),
     ask: Conversion | None = None,
     max_drop: float | None = None,
+    through: str = "",
 ) -> dict:
     """Bring a model to ``target`` format, with ``verbs`` (quantize, prune) applied, and hold it against the source.
 
     ``ask`` says what else it has to be: sizes, batch, float16 weights, the runtime release it has to load in.
     With ``max_drop`` (points of top-1, on labelled samples) a quantization climbs the rescue ladder until it is met.
-    Without data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and
-    returns its figures. Raises LeptonError when a conversion differs from its source beyond the noise of its
-    arithmetic, naming the first tensor that does where that can be found.
+    ``through`` is a format that it is brought to before any of the ``verbs``. Without data a plain conversion is
+    checked on seeded random inputs. Writes the artefact to ``out`` and returns its figures. Raises LeptonError when a
+    conversion differs from its source beyond the noise of its arithmetic, naming the first tensor that does where that
+    can be found.
     """
     (target,) = targets((target,))
     ask = ask or Conversion()
@@ -137,16 +139,21 @@ def convert(
     check_place(out, target)
     if art.format == target and not verbs and not ask.runtime:
         raise UsageError(f"{model}: is {target} already", "choose another format with --to")
-    stages.require_extras(" and ".join(verbs) or "convert", art.format, (target,), [verbs])
+    if through:
+        stages.require_extras(" and ".join(verbs), art.format, (through,), [()])
+    stages.require_extras(" and ".join(verbs) or "convert", through or art.format, (target,), [verbs])
     with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
         source = stages.load_source(road, model, ask=ask)
-        seeded = "prune" not in verbs and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
-        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask)
+        seeded = not set(CHAIN) & set(verbs) and ("quantize" not in verbs or not schemes.needs_data(recipe.quantize))
+        feeds = run_feeds.open_feeds(road, source, recipe, verbs, seeded=seeded, ask=ask, through=through)
         feeds = lint.checked(road, source, feeds)
-        options = {"prune": recipe.prune or {}, "quantize": recipe.quantize, "convert": step_options(ask)}
+        options = {verb: getattr(recipe, verb) or {} for verb in CHAIN}
+        options |= {"quantize": recipe.quantize, "convert": step_options(ask)}
         if release and fits:
             options["fit"] = runtime_check.fit_options(release, target)
         start = source.model(feeds.evaluation)
+        if through:
+            start = stages.travel(road, start, through, (), {}, {})
         reference = stages.reference(road, source, feeds.evaluation)
         if "quantize" in verbs:
             feeds = lint.scored(feeds, reference)
@@ -175,6 +182,8 @@ def convert(
 def _for_device(recipe: Recipe) -> Recipe:
     """The recipe with what the device's instruction set asks of a quantization, where it does not say otherwise."""
     wanted = get_device(recipe.compress.device).quantize_options()
+    if not schemes.needs_data(recipe.quantize):
+        wanted.pop("integer", None)
     return dataclasses.replace(recipe, quantize={**wanted, **recipe.quantize})
 
 
@@ -207,19 +216,69 @@ def quantize(
 
 
 def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
-    """Prune a model: Keras models while they are fine-tuned on labelled samples, others on calibration samples alone.
+    """Prune a model: Keras models while they are fine-tuned on labelled samples, others on their ONNX form.
 
-    Raises UsageError for options of the recipe that are those of the other way.
+    So are Keras models where channels are to go, or an option is one of that way alone. Raises UsageError for options
+    that no single way has.
     """
-    way = "prune_keras" if run_feeds.fine_tunes(detect(model)) else "prune_onnx"
-    known = next(step.options for step in registry.steps() if step.name == way)
-    for name in recipe.prune or {}:
-        if name not in known:
-            raise UsageError(
-                f"{model}: '{name}' is no option of {way}",
-                "to prune without training, convert it to ONNX first" if way == "prune_keras" else "leave it out",
-            )
+    known = {s.name: s.options for s in registry.steps() if s.verb == "prune"}
+    asked = dict(recipe.prune or {})
+    keras = run_feeds.fine_tunes(detect(model))
+    through = bool(keras and (asked.get("method") == "channels" or any(k not in known["prune_keras"] for k in asked)))
+    way = "prune_keras" if keras and not through else "prune_onnx"
+    for name in asked:
+        if name not in known[way]:
+            other = " (channels go on its ONNX form, without training unless --epochs is given)" if through else ""
+            raise UsageError(f"{model}: '{name}' is no option of {way}{other}", "leave it out")
+    if through:
+        return convert(model, target or "onnx", out, recipe, progress, verbs=("prune",), through="onnx")
     return _with_verb("prune", model, target, out, recipe, progress)
+
+
+def train(
+    verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
+) -> dict:
+    """Cluster a Keras model's weights ("cluster"), or train it for quantization ("qat"), by the recipe's options."""
+    format_ = detect(model)
+    if not run_feeds.fine_tunes(format_):
+        raise LeptonError(
+            f"{model}: {verb} trains Keras models, and this is {format_}",
+            "without training, quantize and prune work on it",
+        )
+    return _with_verb(verb, model, target or "keras", out, recipe, progress)
+
+
+def finetune(
+    model: Path, teacher: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
+) -> dict:
+    """Train a compressed model towards the answers of ``teacher``, the model it was made of, on its ONNX form.
+
+    Samples need no labels. What comes out is held against the teacher; "before" has the figures of ``model`` itself.
+    Writes the artefact to ``out``. Raises LeptonError for a teacher of other inputs or outputs.
+    """
+    (target,) = targets((target or _place_of("finetune", detect(model), model),))
+    out = out or Path(f"{model.stem}.finetuned{suffix(target)}")
+    if out.resolve() in (model.resolve(), teacher.resolve()):
+        raise UsageError(f"{out}: the output would overwrite a model", "choose another file with --out")
+    check_place(out, target)
+    stages.require_extras("finetune", detect(model), (target,), [("finetune",)])
+    with stages.road(out.absolute().parent, progress or Silent(), recipe.compress.seed) as road:
+        source, other = stages.load_source(road, teacher), stages.load_source(road, model)
+        ports = run_feeds.match(source, other)
+        feeds = run_feeds.open_feeds(road, source, recipe, ("finetune",))
+        feeds = lint.checked(road, source, feeds)
+        original = source.model(feeds.evaluation)
+        start = stages.Model(other.art, *ports, sizes=original.sizes)
+        reference = stages.reference(road, source, feeds.evaluation)
+        road.progress.stage(f"running {model.name} on {feeds.evaluation.count} samples")
+        first = stages.answers(road, start, feeds.evaluation, runtime=other.runtime)
+        before = stages.judge(reference, first, feeds.labels())
+        form = stages.travel(road, original, "onnx", (), {}, {})
+        told = {"teacher": str(form.art.path.absolute()), "teacher_sha256": form.art.sha256}
+        options = {"finetune": {**recipe.finetune, **told}}
+        result, got, figures = routes.proven(road, source, start, target, ("finetune",), options, feeds, reference)
+        written = copy_artifact(result.art, out)
+    return record.artifact_record(written, result, figures, got.info, feeds) | {"before": before}
 
 
 def _with_verb(

@@ -1,17 +1,20 @@
 """Latency of several models in one place, measured so that they can be compared.
 
 Each gets fresh workers that have imported nothing but its runtime: one after the other, for two processes of one file
-differ as well. The workers take short turns in random order, round by round, so drift of the machine falls on all of
-them alike; a waiting worker sleeps.
+differ as well. The workers take turns in random order, round by round, so drift of the machine falls on all of them
+alike; a waiting worker sleeps. Turns are as short as can be: where another virtual machine computes on the other thread
+of the core, speed falls by a third, for moments of 10 ms to seconds. With one thread all workers keep to one processor,
+another one the next time: two processors of a machine differ as well, most of all where it is virtual.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,14 @@ from lepton_edge.stats import median, ratio, summarize
 
 #: Samples of a model in all; samples of input kept in a worker; seconds that a warm-up may take.
 MINIMUM, MAXIMUM, KEEP, WARMUP_S = 30, 20_000, 32, 1.0
-#: A turn is about so long, and there are so many at least; a process is worth its start from so many seconds on.
-TURN_S, ROUNDS, PROCESS_S, PROCESSES = 0.1, 30, 0.5, 6
+#: A turn is so long, or so many inferences of the slowest model, or so many times the way there and back; there are so
+#: many turns at least. A process is worth its start from so many seconds on.
+TURN_S, TURN_RUNS, TURN_CALLS, ROUNDS, PROCESS_S, PROCESSES = 0.02, 3, 10, 30, 0.5, 9
 #: The quantile of a turn that is compared where other processes disturb it.
 DISTURBED_P = 0.1
+#: Steps of the progress bar a process.
+STEPS = 1000
+PROCESSORS = Path(__file__).parent / "ondevice" / "processors.py"
 
 Say = Callable[[int, int, str], None]
 
@@ -75,12 +82,17 @@ class How:
         """As a recipe asks, on so many threads. Raises UsageError for processors that cannot be read."""
         return cls(recipe.seconds, recipe.rounds, recipe.processes, threads, cpu_list(recipe.cpus), seed)
 
-    def shares(self) -> list[int]:
-        """The rounds that each process gets."""
-        rounds = self.rounds or max(ROUNDS, round(self.seconds / TURN_S))
+    def shares(self) -> int:
+        """The fresh processes that each model gets."""
         fit = int(self.seconds / PROCESS_S)
-        processes = min(rounds, self.processes or (1 if fit < 3 else min(PROCESSES, fit)))
-        return [rounds // processes + (p < rounds % processes) for p in range(processes)]
+        return min(self.rounds or ROUNDS, self.processes or (1 if fit < 3 else min(PROCESSES, fit)))
+
+    def turns(self, process: int, least_s: float) -> int:
+        """The turns in a process; they take ``least_s`` at least."""
+        processes = self.shares()
+        if self.rounds:
+            return self.rounds // processes + (process < self.rounds % processes)
+        return max(-(-ROUNDS // processes), round(self.seconds / processes / least_s))
 
 
 def cpu_list(text: str) -> tuple[int, ...]:
@@ -127,36 +139,46 @@ def measure(
     A model that fails costs only its own figures: its Timing carries the error. Raises PlaceLost when the place is.
     """
     how, say, place = how or How(), progress or (lambda *_: None), place or Here()
-    order, shares, windows = random.Random(how.seed), how.shares(), []
+    order, processes, windows = random.Random(how.seed), how.shares(), []
     records = {e.name: _Record() for e in entrants}
-    for p, rounds in enumerate(shares):
+    for p in range(processes):
         left = [e for e in entrants if records[e.name].error is None]
         order.shuffle(left)
+        kept = replace(how, cpus=_processors(left, how, place, p))
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
             for e in left:
-                say(sum(shares[:p]), sum(shares), f"starting {e.name} ({p + 1} of {len(shares)})")
+                say(p * STEPS, processes * STEPS, f"starting {e.name} ({p + 1} of {processes})")
                 with _kept(records[e.name]):
-                    workers[e.name], loaded, ready = started(stack, e, how, place)
+                    workers[e.name], loaded, ready = started(stack, e, kept, place)
                     records[e.name].loads.append(loaded)
                     records[e.name].starts.append(ready)
             before = noise.reading(place, _pids(records, workers))
+            rounds = how.turns(p, max((_turn_s(workers[name], records[name]) for name in workers), default=TURN_S))
             for r in range(rounds):
                 turn = list(workers)
                 order.shuffle(turn)
                 for name in turn:
-                    say(sum(shares[:p]) + r, sum(shares), name)
+                    say(p * STEPS + r * STEPS // rounds, processes * STEPS, name)
                     with _kept(records[name]):
-                        _turn(workers[name], records[name], how.seconds / sum(shares), sum(shares), p)
+                        _turn(workers[name], records[name], how.seconds / processes / rounds, processes * rounds, p)
                     if records[name].error:
                         del workers[name]
             windows.append((before, noise.reading(place, _pids(records, workers))))
             for name, worker in workers.items():
                 with _kept(records[name]):
                     records[name].peaks.append(worker.call("usage")["peak_rss_mb"])
-    say(sum(shares), sum(shares), "measured")
+    say(1, 1, "measured")
     seen = {"kind": place.kind, "others_cores": noise.others(windows), "doubts": noise.doubts(windows)}
     return Measured({e.name: _timing(records[e.name], e, how, seen) for e in entrants}, windows)
+
+
+def _processors(entrants: Sequence[Entrant], how: How, place: Place, turn: int) -> tuple[int, ...]:
+    """Those that the workers of a turn keep to: as asked; one, where they use one thread of it; else () for all."""
+    if how.cpus or how.threads != 1 or any(e.runtime.device != "cpu" for e in entrants):
+        return how.cpus
+    one = place.call(PROCESSORS, "quietest", turn=turn)
+    return () if one is None else (one,)
 
 
 class _kept:
@@ -191,6 +213,16 @@ def started(
     return worker, loaded, ready
 
 
+def _turn_s(worker: Worker, record: _Record) -> float:
+    """The shortest turn that is worth its call: seconds."""
+    with _kept(record):
+        start = time.perf_counter()
+        worker.call("usage")
+        warm = record.starts[-1]["warmup"]
+        return max(TURN_S, TURN_RUNS * warm["seconds"] / warm["runs"], TURN_CALLS * (time.perf_counter() - start))
+    return TURN_S
+
+
 def _turn(worker: Worker, record: _Record, seconds: float, rounds: int, process: int) -> None:
     least = math.ceil(MINIMUM / rounds)
     answer = worker.call("bench_round", seconds=seconds, minimum=least, maximum=max(least, MAXIMUM // rounds))
@@ -223,7 +255,7 @@ def _timing(record: _Record, e: Entrant, how: How, seen: dict[str, Any]) -> Timi
         "settled": all(w["settled"] for w in warm),
         "peak_rss_mb": max(record.peaks),
         "threads": how.threads,
-        "cpus": record.starts[-1]["cpus"],
+        "cpus": sorted({cpu for s in record.starts for cpu in s["cpus"] or ()}) or None,
         "involuntary_per_s": round(record.involuntary / seconds, 1),
         "process_of_round": record.processes,
         "samples_ns": record.rounds,

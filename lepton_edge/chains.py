@@ -35,7 +35,7 @@ from lepton_edge.recipe import Recipe
 
 GOALS = ("latency", "size", "balanced")
 KEYS = ("name", "steps", "train", "after")
-NAMES = {"prune": "pruned"}  # what a step of the recipe is called in the scheme
+DONE = {"prune": "pruned", "cluster": "clustered", "qat": "qat"}  # what a model is called after a verb
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,16 @@ def of(recipe: Recipe) -> list[Chain]:
         found += [_chain(table, recipe, tables) for table in tables]
     else:
         found.append(_own(recipe, ()))
-    if recipe.prune is not None:
-        found += [Chain("pruned-float32", ("prune",), {"prune": recipe.prune}), _own(recipe, ("prune",))]
+    if before := recipe.chain():
+        options = {verb: getattr(recipe, verb) for verb in before}
+        found += [Chain("-".join([*(DONE[v] for v in before), "float32"]), before, options), _own(recipe, before)]
     return list({chain.scheme: chain for chain in reversed(found)}.values())[::-1]
 
 
 def _own(recipe: Recipe, before: tuple[str, ...]) -> Chain:
     """Quantization as the recipe asks, after other steps of its own."""
-    scheme = "-".join([*(NAMES[s] for s in before), schemes.label(recipe.quantize)])
-    options = {"quantize": recipe.quantize, "prune": recipe.prune or {}}
+    scheme = "-".join([*(DONE[verb] for verb in before), schemes.label(recipe.quantize)])
+    options = {"quantize": recipe.quantize} | {verb: getattr(recipe, verb) for verb in before}
     return Chain(scheme, (*before, schemes.verb(recipe.quantize)), options)
 
 
@@ -152,8 +153,8 @@ def _obstacle(chain: Chain, source: str, formats: Sequence[str], recipe: Recipe)
     if chain.train and recipe.data.training is None:
         return "it trains, and there are no labelled samples to train on: name them with --train"
     try:
-        for step in min(ways, key=lambda way: sum(len(registry.missing_of(s)) for s in way)):
-            registry.require(step.name, step.requires)
+        for taken in min(ways, key=lambda way: sum(len(registry.missing_of(s)) for s in way)):
+            registry.require(taken.name, taken.requires)
     except MissingExtra as e:
         return f"{e.message}: {e.hint}"
     return ""

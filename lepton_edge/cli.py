@@ -8,9 +8,21 @@ from typing import Annotated
 
 import typer
 
-from lepton_edge import __version__, cli_devices, cli_measure, cli_ship, clikit
-from lepton_edge.cli_options import ANALYZE, BENCH, CONVERT, DATA, DROP, QUANTIZE, RUNTIME, SAMPLES, TARGET, TRAIN
-from lepton_edge.clikit import command, emit, progress, recipe_from
+from lepton_edge import __version__, cli_devices, cli_measure, cli_ship, cli_tune, clikit
+from lepton_edge.cli_options import (
+    ANALYZE,
+    BENCH,
+    CONVERT,
+    DATA,
+    DROP,
+    QUANTIZE,
+    RUNTIME,
+    SAMPLES,
+    TARGET,
+    TRAIN,
+    TUNING,
+)
+from lepton_edge.clikit import check_drop, command, emit, progress, recipe_from
 from lepton_edge.errors import LimitError, UsageError
 
 app = typer.Typer(
@@ -32,6 +44,7 @@ app = typer.Typer(
 app.add_typer(cli_measure.app)
 app.add_typer(cli_devices.app, name="devices")
 app.add_typer(cli_ship.app)
+app.add_typer(cli_tune.app)
 
 ModelArg = Annotated[Path, typer.Argument(help="A model: .keras, .h5, SavedModel folder, .onnx, .pt2, .pt or .tflite.")]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write the model.")]
@@ -78,7 +91,7 @@ def compress(
     """Float and int8 in every format, each verified and timed.
 
     The whole road: it picks one candidate, says why, and writes a report and a deployable bundle. With --recipe
-    smallest, fastest or balanced it tries pruned, low-rank and, given --train, trained models too.
+    smallest, fastest or balanced it tries pruned and, given --train, trained models too.
 
     Example: `lepton-edge compress model.keras --data calib.npz --eval test.npz --max-drop 1.0`
     """
@@ -115,22 +128,7 @@ def _artifact(verb: str, model: Path, to: str | None, out: Path | None, opts: Si
     else:
         made = api.quantize(model, to, out, recipe, progress(opts), max_drop=opts.max_drop)
     emit(made, opts, lambda: show.artifact(made))
-    _check_drop(made, opts.max_drop)
-
-
-def _check_drop(made: dict, limit: float | None) -> None:
-    drop = made["drop_points"]
-    if limit is not None:
-        if drop is None:
-            raise LimitError(
-                "--max-drop was given, and there are no labels to measure it",
-                "add labelled samples with --eval",
-            )
-        if drop > limit:
-            raise LimitError(
-                f"top-1 drops {drop:.2f} points, more than the {limit:g} allowed",
-                f"{made['path']} was written",
-            )
+    check_drop(made, opts.max_drop)
 
 
 @command(app, DATA, QUANTIZE, DROP, TARGET)
@@ -146,12 +144,14 @@ def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: Si
     _artifact("quantize", model, to, out, opts)
 
 
-@command(app, DATA, TRAIN, DROP)
+@command(app, DATA, TRAIN, TUNING, DROP)
 def prune(
     model: ModelArg,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="NAME", help="channels, weights, or N:M as in 2:4 (not for Keras models)."),
+        typer.Option(
+            "--method", metavar="NAME", help="channels (not for Keras), weights, N:M as in 2:4, HxW blocks (Keras)."
+        ),
     ] = None,
     macs: Annotated[
         float | None,
@@ -164,8 +164,14 @@ def prune(
     round_to: Annotated[
         int | None, typer.Option("--round-to", min=1, help="Channels: layers keep a multiple of it (8).")
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Keras models: epochs of fine-tuning (3).")
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            "--importance", metavar="NAME", help="reconstruction, activation, magnitude or taylor (channels)."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Channels: prune and train in so many parts (1).")
     ] = None,
     to: ToOne = None,
     out: OutFile = None,
@@ -174,10 +180,12 @@ def prune(
 ) -> None:
     """Remove channels, or set weights to zero.
 
-    Keras models are fine-tuned meanwhile, on labelled samples (--train). All others are pruned on their ONNX form
-    without training: what is left is fitted to the original's answers on calibration samples (--data).
+    Keras models are fine-tuned meanwhile, on labelled samples (--train), and go on after an interruption. Others are
+    pruned on their ONNX form: what is left is fitted to the original's answers on calibration samples (--data). With
+    --epochs it is also trained towards them, on all samples of --train, labelled or not, or of --data (needs PyTorch).
 
     Example: `lepton-edge prune model.onnx --data calib.npz --macs 0.8`
+    · `lepton-edge prune model.onnx --train train.npz --eval test.npz --macs 0.5 --epochs 60`
     """
     import dataclasses
 
@@ -185,11 +193,66 @@ def prune(
 
     opts.to = None
     recipe = recipe_from(opts)
-    given = {"method": method, "macs": macs, "sparsity": sparsity, "round_to": round_to, "epochs": epochs}
+    given = {"method": method, "macs": macs, "sparsity": sparsity, "round_to": round_to, **clikit.tuning(opts)}
+    given |= {"importance": importance, "rounds": rounds}
     chosen = {**(recipe.prune or {}), **{name: value for name, value in given.items() if value is not None}}
     made = api.prune(model, to, out, dataclasses.replace(recipe, prune=chosen), progress(opts))
     emit(made, opts, lambda: show.artifact(made))
-    _check_drop(made, opts.max_drop)
+    check_drop(made, opts.max_drop)
+
+
+def _trained(verb: str, own: dict, model: Path, to: str | None, out: Path | None, opts: SimpleNamespace) -> None:
+    import dataclasses
+
+    from lepton_edge import api, show
+
+    opts.to = None
+    recipe = recipe_from(opts)
+    given = {name: value for name, value in (own | clikit.tuning(opts)).items() if value is not None}
+    chosen = {**(getattr(recipe, verb) or {}), **given}
+    made = api.train(verb, model, to, out, dataclasses.replace(recipe, **{verb: chosen}), progress(opts))
+    emit(made, opts, lambda: show.artifact(made))
+    check_drop(made, opts.max_drop)
+
+
+@command(app, DATA, TRAIN, TUNING, DROP)
+def cluster(
+    model: ModelArg,
+    clusters: Annotated[
+        int | None, typer.Option("--clusters", min=2, max=64, help="Different values of a layer's weights (16).")
+    ] = None,
+    to: ToOne = None,
+    out: OutFile = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Give a Keras model's weights few different values, so that its file zips well.
+
+    The values are integers of the int8 grid and stay what they are when the result is quantized; zeros of a pruned
+    model stay zeros. It is fine-tuned meanwhile (--train), and goes on after an interruption.
+
+    Example: `lepton-edge cluster model.keras --train train.npz --eval test.npz -o model.clustered.keras`
+    """
+    _trained("cluster", {"clusters": clusters}, model, to, out, opts)
+
+
+@command(app, DATA, TRAIN, TUNING, DROP)
+def qat(
+    model: ModelArg,
+    bits: Annotated[int | None, typer.Option("--bits", min=2, max=8, help="Of the weights: 8, or 4 (8).")] = None,
+    to: ToOne = None,
+    out: OutFile = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Train a Keras model for quantization: its weights end on the grid that quantize gives them.
+
+    Zeros of a pruned model and the values of a clustered one stay. Quantize the result (for 4 bits with weight_bits = 4
+    in the recipe's [quantize] section). It goes on after an interruption.
+
+    Example: `lepton-edge qat model.keras --train train.npz --eval test.npz -o model.qat.keras`
+    """
+    _trained("qat", {"bits": bits}, model, to, out, opts)
 
 
 @command(app, CONVERT, SAMPLES, DROP)

@@ -102,7 +102,42 @@ TRAIN: Group = {
     "train": (
         Annotated[
             str | None,
-            typer.Option("--train", metavar="PATH", help="Labelled samples to fine-tune on while pruning (Keras)."),
+            typer.Option(
+                "--train", metavar="PATH", help="Samples to train on, labelled for Keras models; also data.py:make."
+            ),
+        ],
+        None,
+    ),
+}
+#: How models are trained; the words are those of the passes' options, the figures what Keras passes do.
+TUNING: Group = {
+    "epochs": (
+        Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs of training (Keras models: 3).")],
+        None,
+    ),
+    "batch_size": (Annotated[int | None, typer.Option("--batch-size", min=1, help="Samples of an update (32).")], None),
+    "learning_rate": (
+        Annotated[
+            float | None,
+            typer.Option(
+                "--learning-rate", help="Adam's, at the start (Keras models: 1e-4; others: 0.01 of a weight's size)."
+            ),
+        ],
+        None,
+    ),
+    "patience": (
+        Annotated[
+            int | None,
+            typer.Option("--patience", min=0, help="Epochs without a better held-out loss before it stops (0: never)."),
+        ],
+        None,
+    ),
+    "distil": (
+        Annotated[
+            float | None,
+            typer.Option(
+                "--distil", min=0.0, max=1.0, help="Share of the loss towards the original's answers; 1: no labels."
+            ),
         ],
         None,
     ),
@@ -163,6 +198,15 @@ QUANTIZE: Group = {
             typer.Option("--ranges", metavar="METHOD", help="auto, minmax, average, percentile, mse or entropy."),
         ],
         None,
+    ),
+    "integer": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--integer", help="Nothing in float: for NPUs, the Edge TPU and microcontrollers (w8a8, w8a16)."
+            ),
+        ],
+        False,
     ),
     "memory": (
         Annotated[

@@ -16,8 +16,8 @@ from typing import Any
 import typer
 
 from lepton_edge import errors, interrupts
-from lepton_edge.cli_options import OUTPUT, QUANTIZE, Group
-from lepton_edge.errors import LeptonError, UsageError
+from lepton_edge.cli_options import OUTPUT, QUANTIZE, TUNING, Group
+from lepton_edge.errors import LeptonError, LimitError, UsageError
 
 
 def command(app: typer.Typer, *groups: Group, name: str | None = None) -> Callable[[Callable], Callable]:
@@ -230,6 +230,11 @@ def _preset(path: Path) -> str:
     return str(path) if str(path) in known else ""
 
 
+def tuning(opts: SimpleNamespace) -> dict[str, Any]:
+    """The options of TUNING that were given, by name."""
+    return {name: value for name in TUNING if (value := getattr(opts, name)) is not None}
+
+
 def conversion(opts: SimpleNamespace):
     """What the options of CONVERT ask of a conversion."""
     from lepton_edge.conversion import Conversion
@@ -262,3 +267,19 @@ def emit(data: Any, opts: SimpleNamespace, show: Callable[[], None]) -> None:
         opts.document = data
     elif not opts.quiet:
         show()
+
+
+def check_drop(made: dict, limit: float | None) -> None:
+    """Raise LimitError where an artefact lost more points of top-1 than allowed, or none were measured."""
+    drop = made["drop_points"]
+    if limit is not None:
+        if drop is None:
+            raise LimitError(
+                "--max-drop was given, and there are no labels to measure it",
+                "add labelled samples with --eval",
+            )
+        if drop > limit:
+            raise LimitError(
+                f"top-1 drops {drop:.2f} points, more than the {limit:g} allowed",
+                f"{made['path']} was written",
+            )

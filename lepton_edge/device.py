@@ -20,7 +20,7 @@ from lepton_edge.host import ISA_NAMES, isa_features
 PLUGINS = "LEPTON_EDGE_PLUGINS"
 KINDS = ("measured", "emulated", "estimated")
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "cortex-m", "host")
-SCHEMES = ("", "u8s8", "u8s8-reduced", "s8s8")
+SCHEMES = ("", "u8s8", "u8s8-reduced", "s8s8", "s8s8-integer")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Device:
             "u8s8": {"reduce_range": "off"},
             "u8s8-reduced": {"reduce_range": "on"},
             "s8s8": {"reduce_range": "off", "signed": True},
+            "s8s8-integer": {"reduce_range": "off", "signed": True, "integer": True},
         }
         return known.get(self.scheme, {})
 

@@ -8,7 +8,7 @@ Both libraries live in one process: `keras` is Keras 3 on TensorFlow, `tf_keras`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from lepton_edge.errors import LeptonError
 from lepton_edge.keras_move_layers import Unmapped, carrier, finalize, native_call, native_layer, rebuilt
 
+After = Callable[[Any, Sequence[Any], Any], Any]  # (Keras 3 operation, its readers, tf_keras tensor) -> tensor
 TOLERANCE = 1e-5  # largest difference of an output, relative to its largest magnitude
 TOLERANCE_HALF = 2e-2  # the same where layers compute in 16 bits
 
@@ -51,6 +52,7 @@ class _State:
     made: dict[int, Any] = field(default_factory=dict)  # id of a Keras 3 layer or model: its tf_keras twin
     copies: dict[int, Any] = field(default_factory=dict)  # id of a carried Keras 3 layer: its copy
     names: set[str] = field(default_factory=set)
+    after: After | None = None
 
 
 def graph_of(model: Any) -> Any:
@@ -203,11 +205,16 @@ def _replay(model: Any, scope: str, state: _State) -> Any:
     graph = graph_of(model)
     values: dict[int, Any] = {}
     inputs = []
+    readers: dict[int, list[Any]] = {}
+    for node in (n for nodes in graph._nodes_by_depth.values() for n in nodes):
+        for x in node.input_tensors:
+            readers.setdefault(id(x), []).append(node.operation)
     for tensor in graph.inputs:
         name = tensor.name
         made = tf_keras.Input(tuple(tensor.shape[1:]), dtype=tensor.dtype, name=name)
-        values[id(tensor)] = made
         inputs.append(made)
+        entry = tensor._keras_history.operation
+        values[id(tensor)] = state.after(entry, readers.get(id(tensor), []), made) if state.after else made
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         for node in graph._nodes_by_depth[depth]:
             if node.is_input or any(id(x) not in values for x in node.input_tensors):
@@ -219,6 +226,8 @@ def _replay(model: Any, scope: str, state: _State) -> Any:
                     f" {len(outs)} in tf_keras"
                 )
             for x, y in zip(node.outputs, outs, strict=True):
+                if state.after and not any(x is out for out in graph.outputs):
+                    y = state.after(node.operation, readers.get(id(x), []), y)
                 values[id(x)] = y
                 if not scope:
                     state.tensors.append((node.operation, x, y))
@@ -318,15 +327,17 @@ def _first_difference(source: Any, target: Any, state: _State) -> Any:
     return None
 
 
-def move(model: Any) -> Moved:
+def move(model: Any, after: After | None = None) -> Moved:
     """Carry a Keras 3 model to tf_keras, weights and all, and check that both compute the same.
+
+    `after` may put a layer of its own behind an operation, which has to be the identity until it is told otherwise.
 
     A tf_keras class found to differ is replaced by the carried Keras 3 one, in the end for all layers.
     Errors: LeptonError naming the layer that cannot be moved, or where the outputs do not agree.
     """
     forced: frozenset[str] = frozenset()
     while True:
-        state = _State(forced=forced)
+        state = _State(forced=forced, after=after)
         target = _replay(model, "", state)
         gap = difference(model, target)
         if gap < tolerance(model):

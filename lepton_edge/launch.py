@@ -176,7 +176,7 @@ class Worker:
         if code == -signal.SIGKILL:
             how, hint = (
                 "was killed (SIGKILL)",
-                "most often the system ran out of memory: use fewer samples or free some memory",
+                "most often the system ran out of memory: use fewer samples or smaller batches, or free some memory",
             )
         elif code < 0:
             how, hint = f"crashed ({signal.Signals(-code).name})", "run again with -v for the worker's log"

@@ -25,13 +25,20 @@ class Silent:
 
 
 class Lines(Silent):
-    """A line a stage, with the seconds since the start: for logs and pipes."""
+    """A line a stage, and one every 30 seconds of a long one, with the seconds since the start: for logs and pipes."""
+
+    EVERY_S = 30.0
 
     def __init__(self) -> None:
-        self._start = time.monotonic()
+        self._start = self._last = time.monotonic()
 
     def stage(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._start:7.1f} s] {text}", file=sys.stderr, flush=True)
+        self._last = time.monotonic()
+        print(f"[{self._last - self._start:7.1f} s] {text}", file=sys.stderr, flush=True)
+
+    def update(self, done: int, total: int, what: str = "") -> None:
+        if time.monotonic() - self._last >= self.EVERY_S:
+            self.stage(f"  {done} of {total}" + (f" ({what})" if what else ""))
 
 
 class Live(Silent):

@@ -2,6 +2,7 @@
 
 ```toml
 [data]
+training = "train.npz"        # labelled, for the passes that train; or data.py:make, a function that gives them
 calibration = "calib.npz"     # paths are relative to the recipe
 evaluation = "eval.npz"
 samples = 300                 # calibration samples at most
@@ -18,6 +19,14 @@ preset = "smallest"           # or fastest, balanced: more candidates, see lepto
 
 [prune]                       # options of the prune pass; the section's presence asks for pruning
 sparsity = 0.5
+
+[cluster]                     # options of weight clustering (Keras models); the section's presence asks for it
+clusters = 16
+
+[qat]                         # options of quantization-aware training (Keras models); as above
+bits = 8
+[finetune]                    # options of the finetune pass, for the command of that name
+epochs = 30
 
 [quantize]                    # options of the quantize passes
 scheme = "w8a8"               # or w8a16, dynamic, w8, w4, float16: see lepton_edge/quant/schemes.py
@@ -40,6 +49,8 @@ from typing import Any
 
 from lepton_edge.errors import UsageError, did_you_mean
 
+CHAIN = ("prune", "cluster", "qat")  # what comes before quantizing, in this order: each keeps what the others made
+GIVEN = ("data", "teacher", "teacher_sha256")  # options of passes that the command line gives them
 POSITIVE = ("samples", "evaluation_samples", "seconds", "rounds", "processes")
 
 
@@ -81,14 +92,21 @@ class Bench:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe; ``prune`` and ``quantize`` hold options of the passes."""
+    """A validated recipe; ``prune``, ``finetune``, ``cluster``, ``qat`` and ``quantize`` hold options of the passes."""
 
     data: Data = Data()
     preprocess: dict[str, Any] = field(default_factory=dict)
     compress: Compress = Compress()
     prune: dict[str, Any] | None = None
+    cluster: dict[str, Any] | None = None
+    qat: dict[str, Any] | None = None
+    finetune: dict[str, Any] = field(default_factory=dict)
     quantize: dict[str, Any] = field(default_factory=dict)
     bench: Bench = Bench()
+
+    def chain(self) -> tuple[str, ...]:
+        """The verbs asked for that come before quantizing."""
+        return tuple(verb for verb in CHAIN if getattr(self, verb) is not None)
 
 
 def load(path: Path) -> Recipe:
@@ -118,7 +136,7 @@ def parse(tables: dict[str, Any], where: str, base: Path) -> Recipe:
     if "preprocess" in tables:
         parts["preprocess"] = tables["preprocess"]
         from_dict(tables["preprocess"], f"{where}: [preprocess]")
-    for verb in ("prune", "quantize"):
+    for verb in (*CHAIN, "finetune", "quantize"):
         if verb in tables:
             check_options(verb, tables[verb], f"{where}: [{verb}]")
             parts[verb] = tables[verb]
@@ -135,7 +153,7 @@ def check_options(verb: str, options: dict[str, Any], where: str) -> None:
     known: dict[str, Any] = {}
     for step in steps():
         if step.verb == verb:
-            known |= {k: v for k, v in step.options.items() if k != "data"}
+            known |= {k: v for k, v in step.options.items() if k not in GIVEN}
     for key, value in options.items():
         if key not in known:
             raise UsageError(f"{where}: unknown key '{key}'", did_you_mean(key, sorted(known)))

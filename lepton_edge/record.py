@@ -116,6 +116,7 @@ def run_record(
             "to": list(formats),
             **asdict(recipe.bench),
             "prune": recipe.prune,
+            **{verb: told for verb in ("cluster", "qat") if (told := getattr(recipe, verb)) is not None},
             "quantize": recipe.quantize,
         },
         "reference": {"runtime": reference.info, "accuracy": base},
@@ -279,5 +280,12 @@ def _quiet(db: float | None) -> float:
 
 def scheme(verbs: Sequence[str], quantize: Mapping[str, Any] | None = None) -> str:
     """The word for what was done to a model; ``quantize`` are the options of that pass."""
-    names = {"prune": "pruned", "factorize": "lowrank", "quantize": label(quantize or {}), "halve": "float16"}
+    names = {
+        "prune": "pruned",
+        "finetune": "finetuned",
+        "cluster": "clustered",
+        "qat": "qat",
+        "quantize": label(quantize or {}),
+        "halve": "float16",
+    }
     return "-".join(names[v] for v in verbs if v in names) or "float32"

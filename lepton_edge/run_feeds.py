@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,9 @@ from lepton_edge.plan import route
 from lepton_edge.ports import Port, Ports
 from lepton_edge.preprocess import Preprocess, from_dict
 from lepton_edge.quant.schemes import needs_data
-from lepton_edge.recipe import Recipe
+from lepton_edge.recipe import CHAIN, Recipe
 from lepton_edge.stages import Road, Source
-
-TRAINING = ("prune_keras", "cluster", "qat")  # steps that train on labelled samples
-CALIBRATING = ("prune_onnx", "factorize", "finetune")  # and those that cannot do without calibration samples
+from lepton_edge.training import user_data
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,9 @@ class Feeds:
 
     def by_verb(self) -> dict[str, Feed]:
         """Which samples a pass of a verb works on."""
-        given = {
-            "quantize": self.calibration,
-            "prune": self.training or self.calibration,
-            **dict.fromkeys(TRAINING, self.training),
-            **dict.fromkeys(CALIBRATING, self.calibration),
-        }
+        given = {"quantize": self.calibration, "cluster": self.training, "qat": self.training}
+        given |= dict.fromkeys(("prune", "finetune"), self.training or self.calibration)
+        given |= {"prune_keras": self.training, "prune_onnx": self.calibration or self.training}
         return {verb: feed for verb, feed in given.items() if feed is not None}
 
     def labels(self) -> Any | None:
@@ -55,15 +50,21 @@ def open_feeds(
     *,
     seeded: bool = False,
     ask: Conversion | None = None,
+    through: str = "",
 ) -> Feeds:
     """Read the recipe's data for the inputs of ``source``: what ``verbs`` work on, and the evaluation samples.
 
     ``seeded``: where no data is given, make up seeded random samples instead of raising LeptonError.
-    ``ask`` may give sizes to free dimensions and values to inputs.
+    ``ask`` may give sizes to free dimensions and values to inputs; ``through`` is the format that the verbs work on.
     """
     data, preprocess = recipe.data, from_dict(recipe.preprocess)
     specs = asked_sizes(ask, source.inputs) if ask else source.inputs
     evaluated = data.evaluation or data.calibration or data.training
+    if evaluated and evaluated == data.training and user_data.is_function(evaluated):
+        raise LeptonError(
+            f"{evaluated} gives training samples, and nothing was given to measure accuracy on",
+            "name labelled samples with --eval",
+        )
     if evaluated is None:
         if not seeded:
             raise LeptonError("no samples were given", "name a .npz, .npy or image folder with --data")
@@ -76,21 +77,36 @@ def open_feeds(
         return Feeds(feed, None, None, preprocess, (note,))
     if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
         raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
-    fits = "prune" in verbs and not fine_tunes(source.art.format)
-    trains = ("prune" in verbs and not fits) or any(verb in TRAINING for verb in verbs)
+    trained = [v for v in verbs if v in (*CHAIN, "prune_keras")]
+    if trained and not fine_tunes(through or source.art.format):
+        trained.remove("prune") if "prune" in trained else None
+        if trained:
+            raise LeptonError(
+                f"{source.art.path.name}: {trained[0]} trains Keras models, and this is {source.art.format}",
+                "without training, quantize and prune work on it",
+            )
+    trains = bool(trained)
     if trains and data.training is None:
         raise LeptonError(
-            f"{next(v for v in verbs if v == 'prune' or v in TRAINING)} needs labelled samples to fine-tune on",
-            "name them with --train; a model converted to ONNX is pruned without training, on --data",
+            f"{trained[0]} needs labelled samples to fine-tune on",
+            "name them with --train"
+            + ("; a model converted to ONNX is pruned without training, on --data" if trained == ["prune"] else ""),
         )
+    # Without labels every sample that there is teaches something: --data is then trained on as a whole.
+    fits = "prune_onnx" in verbs or ("prune" in verbs and "prune" not in trained)
+    tunes = "finetune" in verbs or (fits and not trains and bool((recipe.prune or {}).get("epochs")))
+    learned = data.training or (data.calibration if tunes else None)
+    if "finetune" in verbs and learned is None:
+        raise LeptonError("finetune needs samples to train on", "name them with --data, or labelled ones with --train")
     calibrating = data.calibration or (data.training if fits else None)
-    fitted = [verb.partition("_")[0] for verb in verbs if verb in CALIBRATING or (fits and verb == "prune")]
-    if fitted and calibrating is None:
-        raise LeptonError(f"{fitted[0]} needs calibration samples", "name a .npz, .npy or image folder with --data")
+    if fits and calibrating is None:
+        raise LeptonError("prune needs calibration samples", "name a .npz, .npy or image folder with --data")
     warnings: list[str] = []
     classes = _classes(source.outputs)
 
     def read(path: str, limit: int | None, role: str) -> Feed:
+        if role == "training" and user_data.is_function(path):
+            return called(path, role)
         road.progress.stage(f"reading {role} samples from {Path(path).name}")
         opened = open_data(
             Path(path), specs, preprocess, limit=limit, role=role, seed=recipe.compress.seed, classes=classes
@@ -98,13 +114,29 @@ def open_feeds(
         warnings.extend(f"{role} data: {note}" for note in opened.notes)
         return write_feed(opened, road.folder(role) / "feed", road.progress.update)
 
+    def called(path: str, role: str) -> Feed:
+        road.progress.stage(f"running {Path(path).name} for {role} samples")
+        seed = recipe.compress.seed
+        made = user_data.collect(path, specs, road.folder(role), seed, road.progress.update)
+        try:
+            opened = open_data(made, specs, preprocess, role=role, seed=seed, classes=classes)
+            warnings.extend(f"{role} data: {note}" for note in opened.notes)
+            told = replace(opened, path=Path(path))
+            return write_feed(told, made.with_name("feed"), road.progress.update)
+        except LeptonError as e:
+            raise type(e)(e.message.replace(str(made), path), e.hint) from e
+        finally:
+            made.unlink(missing_ok=True)
+
     evaluation = read(evaluated, data.evaluation_samples, "evaluation")
     calibration = training = None
-    if calibrating and ("quantize" in verbs or fitted):
+    if calibrating and ("quantize" in verbs or (fits and not tunes)):
         calibration = read(calibrating, data.samples, "calibration")
         _check_sizes(calibration, evaluation)
-    if trains and data.training:
-        training = read(data.training, None, "training")
+    if learned and (trains or tunes):
+        training = read(learned, None, "training")
+        if not trains:
+            _check_sizes(training, evaluation)
     if verbs and evaluated != data.evaluation:
         what = "accuracy" if evaluation.labels else "nearness to the source model"
         warnings.append(f"{what} is measured on samples that compression has seen: give unseen ones with --eval")

@@ -44,7 +44,7 @@ def key(step: Step, source: Artifact, options: dict[str, Any]) -> str:
     """The key of ``step`` on ``source`` with ``options`` (values that JSON can hold)."""
     parts = {
         "source": [source.format, source.sha256],
-        "code": _code(step.file),
+        "code": code(step.file),
         "options": options,
         "versions": _versions(step.requires),
     }
@@ -52,7 +52,7 @@ def key(step: Step, source: Artifact, options: dict[str, Any]) -> str:
 
 
 @cache
-def _code(file: Path) -> str:
+def code(file: Path) -> str:
     """Hash of a file and of all the project files that it imports, however deep."""
     seen: set[Path] = set()
     queue = [file]

@@ -21,7 +21,8 @@ class Sim:
 
     def __init__(self, time, steps=(), watts=None):
         self.time, self.steps, self.watts = time, dict(steps), watts
-        self.turns, self.running, self.readings = [], None, 0
+        self.turns, self.running, self.readings, self.asked, self.kept = [], None, 0, [], []
+        self.processor = lambda turn: turn % 2
 
     @contextmanager
     def worker(self, what, runtime):
@@ -31,6 +32,9 @@ class Sim:
         return str(path)
 
     def call(self, file, function, **args):
+        if function == "quietest":
+            self.asked.append(args["turn"])
+            return self.processor(args["turn"])
         if function == "snapshot":
             self.readings += 1
             return {
@@ -59,13 +63,15 @@ class SimWorker:
         if error := self.place.steps.get((self.name, op, self.process)):
             raise error
         if op == "load":
+            self.place.kept.append((self.name, self.process, args["cpus"]))
+            self.cpus = args["cpus"] or [0, 1]
             return {
                 "load_ms": 5.0 + self.process,
                 "info": {"runtime": self.name, "threads": args["options"]["threads"]},
             }
         if op == "bench_start":
-            warm = {"runs": 9, "seconds": 0.1, "settled": True}
-            return {"first_ns": 3_000_000, "warmup": warm, "pid": 1000 + self.process, "cpus": [0, 1]}
+            warm = {"runs": 9, "seconds": 0.3, "settled": True}
+            return {"first_ns": 3_000_000, "warmup": warm, "pid": 1000 + self.process, "cpus": self.cpus}
         if op == "usage":
             return {"peak_rss_mb": 50.0 + self.process}
         self.place.turns.append((self.name, self.process))
@@ -90,17 +96,22 @@ def noisy(seed, between=0.0, slower=1.0, drift=0.0, samples=40):
     return time
 
 
-def compared(**changes):
-    how = bench.How(seconds=3.0, seed=changes.get("seed", 0))
+def compared(seconds=6.0, **changes):
+    how = bench.How(seconds=seconds, seed=changes.get("seed", 0))
     return bench.measure(entrants("a", "b"), how, Sim(noisy(**changes))).ratios({"b": "a"})["b"]
 
 
 def test_shares_of_rounds():
-    assert bench.How(seconds=3.0).shares() == [5] * 6
-    assert bench.How(seconds=1.0).shares() == [30], "one process where starting more would take most of the time"
-    assert bench.How(seconds=0.2, rounds=2).shares() == [2]
-    assert bench.How(seconds=10.0, rounds=7, processes=3).shares() == [3, 2, 2]
-    assert sum(bench.How(seconds=60.0).shares()) == 600
+    def turns(least_s=0.02, **how):
+        made = bench.How(**how)
+        return [made.turns(p, least_s) for p in range(made.shares())]
+
+    assert turns(seconds=3.0) == [25] * 6
+    assert turns(seconds=1.0) == [50], "one process where starting more would take most of the time"
+    assert turns(seconds=0.2, rounds=2) == [2]
+    assert turns(seconds=10.0, rounds=7, processes=3) == [3, 2, 2]
+    assert turns(seconds=4.5, least_s=0.1) == [5] * 9, "a slow model, or a long way, makes longer turns"
+    assert turns(seconds=4.5, least_s=10.0) == [4] * 9, "and some there have to be"
 
 
 def test_all_take_turns_in_random_order_in_fresh_processes():
@@ -123,6 +134,27 @@ def test_a_model_that_fails_costs_its_own_figures_only():
     assert done.timings["a"].latency["rounds"] == 30 and done.ratios({"b": "a"}) == {}
     early = bench.measure(entrants("a", "b"), bench.How(), Sim(noisy(0), {("a", "load", 0): crash}))
     assert early.timings["a"].error is crash and early.timings["a"].info is None and early.timings["b"].latency
+
+
+def test_one_thread_has_all_workers_of_a_turn_on_one_processor():
+    place = Sim(noisy(0))
+    done = bench.measure(entrants("a", "b"), bench.How(seconds=6.0), place)
+    assert place.asked == list(range(9))
+    assert sorted(place.kept) == [(name, p, [p % 2]) for name in "ab" for p in range(9)]
+    assert done.timings["a"].latency["cpus"] == [0, 1], "both, one after the other"
+    place = Sim(noisy(0))
+    place.processor = lambda turn: None
+    assert bench.measure(entrants("a"), bench.How(), place).timings["a"].latency["cpus"] == [0, 1]
+    assert all(cpus == [] for _, _, cpus in place.kept), "nothing can be chosen there"
+    gpu = Runtime("g", "/runtimes/x.py", ("sim",), "", device="gpu")
+    for how, runtime, kept in (
+        (bench.How(threads=2), gpu.on("cpu"), []),
+        (bench.How(), gpu, []),
+        (bench.How(cpus=(1,)), gpu, [1]),
+    ):
+        place = Sim(noisy(0))
+        bench.measure([bench.Entrant("a", "/models/a", runtime, "/feed")], how, place)
+        assert not place.asked and all(cpus == kept for _, _, cpus in place.kept)
 
 
 def test_a_place_that_is_lost_ends_the_measurement():
@@ -230,7 +262,7 @@ def test_samples_take_turns_and_turns_keep_to_their_time(monkeypatch, feed):
     before = session.runs
     turn = worker._bench_round(state, {"seconds": 0.02, "minimum": 1, "maximum": 100}, None)
     assert turn["ns"] == [1_000_000] * 20 and turn["ended_ns"] - turn["started_ns"] == 20_000_000
-    assert session.runs == before + 3 + 20, "three untimed ones bring the caches back"
+    assert session.runs == before + 2 + 20, "untimed ones, for 2 ms, bring the caches back"
     assert session.seen == [k % 3 for k in range(session.runs)]
     assert len(worker._bench_round(state, {"seconds": 0.02, "minimum": 1, "maximum": 7}, None)["ns"]) == 7
     assert len(worker._bench_round(state, {"seconds": 0.0, "minimum": 4, "maximum": 7}, None)["ns"]) == 4

@@ -26,6 +26,8 @@ COMMANDS = [
         "compress",
         "quantize",
         "prune",
+        "cluster",
+        "qat",
         "convert",
         "evaluate",
         "bench",

@@ -164,7 +164,7 @@ def test_another_way_is_taken_where_a_conversion_fails(fakes, plugins, tmp_path)
     assert "no operator Foo" in made["steps"][0]["notes"][0]
     plugins("converters/mid_to_fake2.py", bad.replace("Foo", "Bar"))
     registry._read.cache_clear()
-    store._code.cache_clear()
+    store.code.cache_clear()
     with pytest.raises(LeptonError, match="Foo"):
         api.convert(model, "fake2", tmp_path / "out.fake2", recipe)
 

@@ -53,6 +53,15 @@ def test_lines_are_plain_and_on_stderr(capsys):
     assert out == "" and err.endswith("s] reading [red]samples[/red]\n") and err.count("\n") == 1
 
 
+def test_a_long_stage_has_a_line_now_and_then(capsys, monkeypatch):
+    lines = progress.Lines()
+    lines.stage("training")
+    monkeypatch.setattr(lines, "_last", lines._last - 31)
+    lines.update(30, 90, "epoch 1/3, loss 0.5, 12 s left")
+    lines.update(31, 90, "epoch 1/3, loss 0.5, 12 s left")
+    assert capsys.readouterr().err.splitlines()[1:] == ["[    0.0 s]   30 of 90 (epoch 1/3, loss 0.5, 12 s left)"]
+
+
 def test_the_display_fits_where_it_goes(monkeypatch):
     assert type(progress.progress_for(quiet=True)) is progress.Silent
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())

@@ -73,7 +73,7 @@ def test_uniform_sparsity_is_exact(tmp_path, schedule):
     assert report["nonzeros"] == sum(int(np.count_nonzero(np.asarray(w))) for w in pruned.weights)
     assert report["parameters"] == pruned.count_params()
     assert len(report["loss"]) == report["epochs"] == 2
-    assert told[-1][0] == told[-1][1] == 6 and "epoch 2/2" in told[-1][2]
+    assert told[-1][0] == told[-1][1] == 4 and "epoch 2/2" in told[-1][2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["feed", "in.keras", "out.keras"]
 
 
@@ -181,6 +181,29 @@ def test_bad_samples(tmp_path, message):
     x, y = bad_samples()[message]
     with pytest.raises(LeptonError, match=message):
         prune(tmp_path, small(), x=x, y=y)
+    assert not (tmp_path / "out.keras").exists()
+
+
+def test_patterns_and_depthwise_kernels(tmp_path):
+    _, pruned = prune(tmp_path, small(), method="2:4", epochs=1)
+    kernel = np.asarray(pruned.get_layer("hidden").kernel)
+    assert ((kernel.reshape(-1, 4, kernel.shape[1]) != 0).sum(1) == 2).all()
+    assert zeros(pruned, "conv") == 0 and zeros(pruned, "depthwise") == 0
+    report, pruned = prune(tmp_path, small(), method="4x1", sparsity=0.6, depthwise=True, spread="uniform", epochs=1)
+    assert zeros(pruned, "depthwise") > 0.5 and report["method"] == "4x1"
+    blocks = np.asarray(pruned.get_layer("hidden").kernel).reshape(-1, 4, 16) != 0
+    assert (blocks.all(1) | ~blocks.any(1)).all()
+
+
+def test_nothing_to_prune_and_nothing_left(tmp_path):
+    i = Input((6,), name="image")
+    model = Model(i, layers.Dense(3, "softmax", name="head")(i))
+    with pytest.raises(LeptonError, match="leaves nothing of layer 'head'"):
+        prune(tmp_path, model, sparsity=0.99, spread="uniform")
+    with pytest.raises(LeptonError, match=r"no layer can be pruned as 4:8 .head: fewer than 8 input"):
+        prune(tmp_path, model, method="4:8")
+    with pytest.raises(LeptonError, match="all of them are kept"):
+        prune(tmp_path, model, keep="head")
     assert not (tmp_path / "out.keras").exists()
 
 

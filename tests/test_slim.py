@@ -17,7 +17,7 @@ from lepton_edge.passes import prune_onnx
 from lepton_edge.quant.core import decibels, distance_of
 from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.rounding import unit_upper
-from lepton_edge.slim import core, drive_sparse, latency, order, sparse
+from lepton_edge.slim import core, drive_sparse, latency, sparse
 from lepton_edge.slim.live import live
 
 onnx = pytest.importorskip("onnx")
@@ -69,7 +69,7 @@ def test_channels_that_others_can_replace_go_first(tmp_path):
     b.nodes[-1].output[0] = "y"
     onnx.save(model(b.nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 5]}, b.consts, opset=20), tmp_path / "twins.onnx")
     path, samples = str(tmp_path / "twins.onnx"), images(200)
-    by = {name: core.Options(0.76, 4, name, repair=False) for name in order.IMPORTANCE}
+    by = {name: core.Options(0.76, 4, name, repair=False) for name in ("reconstruction", "magnitude")}
     made = {name: core.prune(path, samples, options) for name, options in by.items()}
     assert made["reconstruction"].figures["widths"]["t0_0"] == [12, 16]
     unseen = images(24, 1)
@@ -179,7 +179,7 @@ def data(tmp_path):
         ({"method": "weights"}, "method weights needs a sparsity"),
         ({"method": "2:4", "macs": 0.5}, "macs is for method channels"),
         ({"round_to": 0}, "round_to must be at least 1"),
-        ({"importance": "taylor"}, "unknown importance 'taylor'"),
+        ({"importance": "hessian"}, "unknown importance 'hessian'"),
         ({"keep": "nowhere"}, "no layer makes 'nowhere'"),
         ({"round_to": 512}, "none of its channels can be removed"),
         ({"macs": 0.001}, "at the narrowest widths"),
@@ -214,7 +214,7 @@ def test_the_command_prunes_proves_and_converts(cnn, data, tmp_path, monkeypatch
     [
         ([], "no samples were given"),
         (["--eval", "DATA"], "prune needs calibration samples"),
-        (["--data", "DATA", "--epochs", "2"], "'epochs' is no option of prune_onnx"),
+        (["--data", "DATA", "--rounds", "2"], "2 rounds need epochs"),
     ],
 )
 def test_calls_that_lack_or_mix_something(cnn, data, arguments, message):

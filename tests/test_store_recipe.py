@@ -40,14 +40,14 @@ def test_a_changed_step_has_another_key(step, fake_model, plugins):
     model = open_artifact(fake_model())
     before = store.key(step, model, {})
     plugins("converters/fake_to_fake.py", '"""Copy."""\ndef run(src, dst, *, level: int = 1):\n    return {}\n')
-    store._code.cache_clear()
+    store.code.cache_clear()
     assert store.key(step, model, {}) != before
 
 
 def test_the_key_covers_project_files_that_a_step_imports(plugins):
     file = plugins("converters/a_to_b.py", "def run(src, dst):\n    from lepton_edge.stats import median\n")
     plain = plugins("converters/b_to_c.py", "def run(src, dst):\n    pass\n")
-    assert store._code(file) != store._code(plain)
+    assert store.code(file) != store.code(plain)
 
 
 def test_a_damaged_entry_counts_as_none(step, fake_model):

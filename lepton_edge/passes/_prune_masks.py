@@ -1,38 +1,111 @@
 """Which weights are pruned, how many of each layer, and when.
 
-tfmot decides which weights are pruned and when their masks change (`prune_low_magnitude`, its schedules). Its
-wrappers hold the masks but are not put into the graph: PruneLowMagnitude.call passes no mask on to the layer,
-and does not update in a nested model called with training=False. The masks are updated before each batch
-instead, which is when the wrappers would do it; so there is nothing to strip afterwards.
+The schedules are those of tensorflow-model-optimization, and so is what they remove: the smallest weights, the smallest
+of every M in a row, or the blocks of the least mean magnitude (its own code takes blocks of matrices only; here a
+convolution counts as the matrix [height x width x inputs, outputs]). Zhu & Gupta, "To prune, or not to prune",
+arXiv:1710.01878; Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv:2104.08378.
 """
 
 from __future__ import annotations
 
 import math
-import time
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from lepton_edge.errors import LeptonError
-from lepton_edge.keras_move import Moved
-
-PRUNABLE_NAMES = frozenset({"kernel", "recurrent_kernel", "pointwise_kernel", "embeddings"})
+from lepton_edge.errors import LeptonError, UsageError
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A layer under pruning: its path in the model, tfmot's wrapper with the masks, its final sparsity."""
+class Pattern:
+    """What may go: single weights; of every `of` along the inputs all but `keep`; blocks [inputs, outputs]."""
 
-    path: str
-    wrapper: Any
-    sparsity: float
+    of: int = 0
+    keep: int = 0
+    block: tuple[int, int] = (1, 1)
+
+    @property
+    def name(self) -> str:
+        """As the option says it."""
+        if self.of:
+            return f"{self.keep}:{self.of}"
+        return "weights" if self.block == (1, 1) else f"{self.block[0]}x{self.block[1]}"
 
 
-def make_schedule(kind: str, sparsity: float, steps: int) -> Any:
-    """tfmot's schedule over `steps` batches: "constant" at once, "polynomial" over the first two thirds.
+def pattern(method: str) -> Pattern:
+    """Of a method by name: "weights", "N:M" (N of M stay) or "HxW" (blocks). Raises UsageError for others."""
+    if method in ("", "weights"):
+        return Pattern()
+    if (found := re.fullmatch(r"(\d+):(\d+)", method)) and 0 < int(found[1]) < int(found[2]) <= 64:
+        return Pattern(of=int(found[2]), keep=int(found[1]))
+    if (found := re.fullmatch(r"(\d+)x(\d+)", method)) and 1 < int(found[1]) * int(found[2]) <= 4096:
+        return Pattern(block=(int(found[1]), int(found[2])))
+    raise UsageError(
+        f"unknown method '{method}' for Keras models",
+        "known: weights, N:M as in 2:4, blocks HxW as in 4x1; to remove channels convert the model to ONNX first",
+    )
+
+
+def unfit(shape: tuple[int, ...], inputs: int | None, wanted: Pattern) -> str:
+    """Why a kernel cannot be pruned in a pattern; "" where it can."""
+    if wanted.of and (inputs is None or shape[inputs] < wanted.of):
+        return f"fewer than {wanted.of} input channels" if inputs is not None else "no single axis of input channels"
+    high, wide = wanted.block
+    if high * wide > 1 and (math.prod(shape[:-1]) < high or shape[-1] < wide):
+        return f"smaller than a block of {wanted.name}"
+    return ""
+
+
+def mask(weight: np.ndarray, share: float, wanted: Pattern, inputs: int | None = None) -> np.ndarray:
+    """Which weights stay, bool: all but the `share` of least magnitude; for N:M the share is that of the pattern."""
+    size = np.abs(weight)
+    if wanted.of:
+        return _n_of_m(size, inputs if inputs is not None else -2, wanted)
+    high, wide = wanted.block
+    if high * wide == 1:
+        return _largest(size, share)
+    matrix = size.reshape(-1, size.shape[-1])
+    rows, columns = (-(-n // k) for n, k in zip(matrix.shape, (high, wide), strict=True))
+    padded = np.zeros((rows * high, columns * wide))
+    counts = np.zeros_like(padded)
+    padded[: matrix.shape[0], : matrix.shape[1]], counts[: matrix.shape[0], : matrix.shape[1]] = matrix, 1
+    parts = [a.reshape(rows, high, columns, wide).sum((1, 3)) for a in (padded, counts)]
+    kept = _largest(parts[0] / parts[1], share)
+    whole = np.repeat(np.repeat(kept, high, axis=0), wide, axis=1)
+    return whole[: matrix.shape[0], : matrix.shape[1]].reshape(weight.shape)
+
+
+def _largest(size: np.ndarray, share: float) -> np.ndarray:
+    flat = size.reshape(-1)
+    kept = np.ones(flat.size, bool)
+    kept[np.argsort(flat, kind="stable")[: flat.size - max(round(flat.size * (1 - share)), 1)]] = False
+    return kept.reshape(size.shape)
+
+
+def _n_of_m(size: np.ndarray, axis: int, wanted: Pattern) -> np.ndarray:
+    last = np.moveaxis(size, axis, -1)
+    short = -last.shape[-1] % wanted.of
+    parts = np.pad(last, [(0, 0)] * (last.ndim - 1) + [(0, short)], constant_values=-1.0)
+    parts = parts.reshape(*last.shape[:-1], -1, wanted.of)
+    kept = np.ones(parts.shape, bool)
+    np.put_along_axis(kept, np.argsort(parts, axis=-1, kind="stable")[..., : wanted.of - wanted.keep], False, axis=-1)
+    kept = kept.reshape(*last.shape[:-1], -1)[..., : last.shape[-1]]
+    return np.moveaxis(kept, -1, axis)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """tfmot's schedule over some batches: `share(step)` is None where the masks stay. `settled` is the first batch
+    that trains at the final share."""
+
+    share: Callable[[int], float | None]
+    settled: int
+
+
+def make_schedule(kind: str, sparsity: float, steps: int) -> Schedule:
+    """ "constant" at once, "polynomial" over the first two thirds of `steps` batches.
 
     Masks change about 20 times; the last third trains at the final sparsity.
     """
@@ -40,26 +113,31 @@ def make_schedule(kind: str, sparsity: float, steps: int) -> Any:
 
     if kind == "constant":
         every = max(1, steps // 20)
-        return tfmot.sparsity.keras.ConstantSparsity(sparsity, begin_step=0, end_step=-1, frequency=every)
-    end = max(1, steps * 2 // 3)
-    every = max(1, end // 20)
-    end -= end % every  # tfmot updates on multiples of the frequency only, and must hit the end
-    return tfmot.sparsity.keras.PolynomialDecay(0.0, sparsity, begin_step=0, end_step=end, frequency=every)
+        plan = tfmot.sparsity.keras.ConstantSparsity(sparsity, begin_step=0, end_step=-1, frequency=every)
+        settled = 0
+    else:
+        end = max(1, steps * 2 // 3)
+        every = max(1, end // 20)
+        end -= end % every  # tfmot updates on multiples of the frequency only, and must hit the end
+        plan = tfmot.sparsity.keras.PolynomialDecay(0.0, sparsity, begin_step=0, end_step=end, frequency=every)
+        settled = end
 
+    def share(step: int) -> float | None:
+        import tensorflow as tf
 
-def prunable_weights(layer: Any) -> list[Any]:
-    """Kernels of a layer tfmot has no entry for (Bidirectional, EinsumDense, carried ones): tf.Variables."""
-    names = getattr(layer, "names_of_inner", None)
-    variables = layer.weights if names is None else layer.variables_of_inner
-    short = names or [v.name.split("/")[-1].split(":")[0] for v in variables]
-    return [v for v, n in zip(variables, short, strict=True) if n in PRUNABLE_NAMES and len(v.shape) >= 2]
+        if step % every or (step > settled and kind != "constant"):
+            return None  # what tfmot says as well, without asking it before every batch
+        due, value = plan(tf.constant(step, tf.int64))
+        return float(value) if bool(due) else None
+
+    return Schedule(share, settled)
 
 
 def allocate(shapes: list[list[tuple[int, ...]]], sparsity: float) -> list[float]:
     """Sparsity of each layer (a list of kernel shapes) so that `sparsity` of all kernels' weights are zero.
 
     Small and narrow layers keep more: density goes with sum(shape) / product(shape), at most 1. This is the
-    Erdos-Renyi-Kernel rule of Evci et al., "Rigging the Lottery" (2020), section 3.
+    Erdos-Renyi-Kernel rule of Evci et al., "Rigging the Lottery" (2020), section 3.2.
     """
     sizes = np.array([sum(math.prod(s) for s in layer) for layer in shapes], np.float64)
     raw = np.array([sum(sum(s) for s in layer) for layer in shapes], np.float64) / sizes
@@ -77,101 +155,11 @@ def allocate(shapes: list[list[tuple[int, ...]]], sparsity: float) -> list[float
     return [float(1 - d) for d in density]
 
 
-def wrap(moved: Moved, schedule: str, sparsity: float, spread: str, steps: int) -> list[Pruned]:
-    """tfmot's wrapper of every layer that has kernels; depthwise kernels are left alone."""
-    import tensorflow_model_optimization as tfmot
-    from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
-
-    found = []
-    for pair in moved.pairs:
-        layer = pair.target
-        if PruneRegistry.supports(layer):
-            PruneRegistry.make_prunable(layer)
-        else:
-            layer.get_prunable_weights = lambda layer=layer: prunable_weights(layer)
-        shapes = [tuple(w.shape) for w in layer.get_prunable_weights()]
-        if shapes:
-            found.append((pair.path, layer, shapes))
-    if not found:
-        raise LeptonError("the model has no layer with weights to prune (dense, convolution, recurrent ...)")
-    shares = [sparsity] * len(found)
-    if spread == "erk":
-        shares = allocate([shapes for _, _, shapes in found], sparsity)
-    wrapped = []
-    for (path, layer, _), share in zip(found, shares, strict=True):
-        if share > 0:
-            plan = make_schedule(schedule, share, steps)
-            wrapper = tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=plan)
-            wrapper.build(None)
-            wrapped.append(Pruned(path, wrapper, share))
-    return wrapped
-
-
-def make_callback(wrapped: list[Pruned], steps: int, epochs: int, progress: Callable | None) -> Any:
-    """The tf_keras callback that keeps the masks, reports progress, and stops at a loss that is no number."""
-    import tensorflow as tf
-    import tf_keras
-
-    @tf.function
-    def update(step: Any) -> None:
-        for item in wrapped:
-            item.wrapper.pruning_step.assign(step)
-            item.wrapper.pruning_obj.conditional_mask_update()
-            item.wrapper.pruning_obj.weight_mask_op()
-
-    @tf.function
-    def apply() -> None:
-        for item in wrapped:
-            item.wrapper.pruning_obj.weight_mask_op()
-
-    class Pruning(tf_keras.callbacks.Callback):
-        """`losses` of the finished epochs, the epoch that `diverged` (from 1; or 0), the `kept` weights."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.losses: list[float] = []
-            self.diverged = 0
-            self.kept: list[np.ndarray] = []
-            self.step, self.told = 0, 0.0
-
-        def on_train_begin(self, logs: Any = None) -> None:
-            self.kept = self.model.get_weights()
-
-        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            update(tf.constant(self.step, tf.int64))
-            self.step += 1
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if not math.isfinite((logs or {}).get("loss", 0.0)):
-                self.diverged = len(self.losses) + 1
-                self.model.stop_training = True
-            elif progress and time.monotonic() - self.told > 1:
-                self.told = time.monotonic()
-                what = f"epoch {len(self.losses) + 1}/{epochs}, loss {logs['loss']:.4f}"
-                progress(self.step, steps * epochs, what)
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            apply()
-            weights = self.model.get_weights()
-            if self.diverged or not all(np.isfinite(w).all() for w in weights):
-                self.diverged = epoch + 1
-                self.model.stop_training = True
-                return
-            self.losses.append(float(logs["loss"]))
-            self.kept = weights
-            if progress:
-                progress(self.step, steps * epochs, f"epoch {epoch + 1}/{epochs}, loss {logs['loss']:.4f}")
-
-    return Pruning()
-
-
-def enforce(wrapped: list[Pruned]) -> None:
-    """Zero the smallest weights of each kernel up to its sparsity; a no-op where the schedule has got there."""
-    for item in wrapped:
-        for weight, _, _ in item.wrapper.pruning_vars:
-            array = weight.numpy()
-            kept = max(round(array.size * (1 - item.sparsity)), 1)
-            if np.count_nonzero(array) > kept:
-                flat = array.reshape(-1)
-                flat[np.argsort(np.abs(flat), kind="stable")[: array.size - kept]] = 0
-                weight.assign(array)
+def check_left(path: str, shape: tuple[int, ...], share: float, wanted: Pattern) -> None:
+    """Raise LeptonError where a share would leave nothing of a kernel."""
+    units = math.prod(shape) / math.prod(wanted.block)
+    if round(units * (1 - share)) < 1:
+        raise LeptonError(
+            f"sparsity {share:g} leaves nothing of layer '{path}' ({math.prod(shape)} weights)",
+            "choose a smaller sparsity, spread erk, or name the layer in keep",
+        )

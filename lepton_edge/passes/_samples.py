@@ -35,6 +35,8 @@ class Samples(Sequence[dict[str, np.ndarray]]):
             )
         self._arrays, self._whole = feed.open(), feed.whole
         self._indices = spread(feed.count, limit, seed)
+        labels = feed.label_array()
+        self.labels = None if labels is None or labels.ndim != 1 else labels[self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -1,18 +1,19 @@
-"""Pruning of an ONNX model without training: channels or weights go, what is left is fitted."""
+"""Pruning of an ONNX model: channels or weights go, what is left is fitted, and trained where that is asked for."""
 
 from __future__ import annotations
 
-import tempfile
 import zlib
-from pathlib import Path
 from typing import Any
 
-from lepton_edge.errors import LeptonError, UsageError
+from lepton_edge.errors import UsageError
+from lepton_edge.passes._onnx_file import put
 from lepton_edge.passes._samples import Progress, Samples, silent
+from lepton_edge.registry import require
 
 REQUIRES = ("onnx>=1.17", "onnxruntime>=1.20")
 COST = 1.5  # Keras models, which can be trained meanwhile, are pruned as such
 SHARE = 0.8
+TRAINING = ("torch>=2.9",)
 
 
 def run(
@@ -29,47 +30,63 @@ def run(
     samples: int = 300,
     seed: int = 0,
     memory: str = "1GB",
+    epochs: int = 0,
+    rounds: int = 1,
+    batch_size: int = 32,
+    learning_rate: float = 0.01,
+    temperature: float = 4.0,
+    inner: float = 1.0,
+    distil: float = 0.7,
+    augment: str = "",
+    held_out: float = 0.1,
+    patience: int = 0,
     progress: Progress | None = None,
 ) -> dict:
-    """Write a pruned `dst`, fitted on the feed folder `data`; no labels are needed.
+    """Write a pruned `dst`, fitted on up to `samples` samples of the feed folder `data`; no labels are needed.
 
     - "channels": channels, heads and neurons are removed until `macs`, a share, of the multiply-accumulates is left.
       Layers keep multiples of `round_to` channels, those named in `keep` (by what they make, with commas) all of them.
-      `importance` is "reconstruction", "activation" or "magnitude" (slim/order.py);
+      `importance` is "reconstruction", "activation", "magnitude" (slim/order.py) or "taylor" (slim/taylor.py);
     - "weights": the share `sparsity` of each layer's weights is zero;
     - N:M, "2:4" for one: of every M weights along the input channels N are left.
 
     Without a `method` a `sparsity` asks for weights, anything else for channels (`macs` 0.8 unless given).
 
-    Returns what was measured: macs, parameters, nonzeros, zip_bytes (each before and after), calibration_sqnr_db, and
-    for channels the widths [after, before] by layer. Raises LeptonError for options that make no sense, for a model
-    with nothing to prune, for a share that cannot be reached, and for data of other inputs.
+    With `epochs` all samples of `data` then train what is left towards the original's answers, as finetune_onnx.py
+    does, whose options the others are. In `rounds` a part of the channels goes, the rest is trained, and so on: each
+    takes its share of the epochs, the last one half of them.
+
+    Returns what was measured: macs, parameters, nonzeros, zip_bytes (each before and after), calibration_sqnr_db, for
+    channels the widths [after, before] by layer, and "training", the figures of each round. Raises LeptonError for
+    options that make no sense, for a model with nothing to prune, for a share that cannot be reached, for data of
+    other inputs, and where training is asked for, as finetune_onnx.py does.
     """
-    from lepton_edge.quant.net import to_proto
     from lepton_edge.quant.prepare import prepare
-    from lepton_edge.slim import core, drive_sparse, sparse
+    from lepton_edge.slim.once import Asked, once
     from lepton_edge.texts import byte_count
     from lepton_edge.tflite_writer.load import inputs
+    from lepton_edge.tuning import core
+    from lepton_edge.tuning import rounds as gradual
 
     method = method or ("weights" if sparsity else "channels")
     check_options(method, macs, sparsity, round_to, importance)
+    trained = core.Options(
+        epochs, batch_size, learning_rate, temperature, inner, distil, augment, held_out, patience, seed
+    )
+    check_training(trained, rounds, method)
     feed = Samples(data, inputs(src), samples, seed, src)
     tell = progress or silent
-    if method == "channels":
-        kept = tuple(name.strip() for name in keep.split(",") if name.strip())
-        options = core.Options(macs or SHARE, round_to, importance, kept, seed=seed, memory=byte_count(memory))
-        made = core.prune(src, feed, options, tell)
+    kept = tuple(name.strip() for name in keep.split(",") if name.strip())
+    asked = Asked(method, macs or SHARE, sparsity, round_to, importance, kept, seed, byte_count(memory))
+    if epochs:
+        made = gradual.pruned(src, data, feed, feed.labels, asked, trained, rounds, __file__, tell)
     else:
-        made = drive_sparse.prune(src, feed, sparse.pattern(method, sparsity), tell)
-    model = to_proto(made.net)
-    target = Path(dst)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".prune-") as folder:
-        aside = Path(folder) / target.name
-        save(model, aside)
-        aside.replace(target)
+        made = once(src, feed, asked, tell, feed.labels)
+    put(made.net, dst)
     before, after = facts(prepare(src)), facts(made.net)
     told = {key: {"before": before[key], "after": after[key]} for key in before}
-    return {"method": method, "samples": len(feed), **told, **made.figures, "notes": notes(method, told, made.figures)}
+    said = notes(method, told, made.figures) + made.figures.pop("notes", [])
+    return {"method": method, "samples": len(feed), **told, **made.figures, "notes": said}
 
 
 def check_options(method: str, macs: float, sparsity: float, round_to: int, importance: str) -> None:
@@ -94,6 +111,21 @@ def check_options(method: str, macs: float, sparsity: float, round_to: int, impo
         raise UsageError(f"unknown importance '{importance}'", f"known: {', '.join(order.IMPORTANCE)}")
     if method != "channels":
         sparse.pattern(method, sparsity)
+    if importance == "taylor" and method == "channels":
+        require("the importance taylor", TRAINING)
+
+
+def check_training(options: Any, rounds: int, method: str) -> None:
+    """Refuse options of training that make no sense, or that are given where nothing is trained."""
+    if options.epochs < 0 or rounds < 1:
+        raise UsageError(f"epochs is {options.epochs} and rounds {rounds}: give at least 0 and 1", "leave them out")
+    if rounds > 1 and not options.epochs:
+        raise UsageError(f"{rounds} rounds need epochs to train in", "for example epochs 30")
+    if rounds > 1 and method != "channels":
+        raise UsageError(f"rounds are for method channels: {method} goes in one", "leave it out")
+    if options.epochs:
+        require("training while pruning", TRAINING)
+        options.check()
 
 
 def facts(net: Any) -> dict[str, int]:
@@ -130,15 +162,3 @@ def notes(method: str, told: dict, figures: dict) -> list[str]:
         shown = "; ".join(f"{name} ({why})" for name, why in names[:3])
         said.append(f"{len(names)} layers left as they are: {shown}" + ("; ..." if len(names) > 3 else ""))
     return said
-
-
-def save(model: Any, path: Path) -> None:
-    """Write a ModelProto once ONNX's checker and ONNX Runtime take it."""
-    import onnx
-
-    from lepton_edge.quant.tap import LARGE
-
-    if model.ByteSize() >= LARGE:
-        raise LeptonError(f"its pruned form takes {model.ByteSize() / 1e9:.1f} GB, more than one ONNX file holds", "")
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))

@@ -31,7 +31,9 @@ def run(
     preset: str = "default",
     ranges: str = "auto",
     reduce_range: str = "auto",
+    weight_bits: int = 0,
     signed: bool = False,
+    integer: bool = False,
     block: int = 32,
     memory: str = "1GB",
     rung: str = "",
@@ -48,15 +50,19 @@ def run(
     `preset` is "fast" (no learned rounding, ranges by least squares), "default" or "best". `ranges` of activations are
     chosen by the error measured at the outputs ("auto") or by one method for all. On x86 without VNNI uint8 x int8
     saturates in 16-bit sums, so weights take 7 bits there ("auto"); "on" and "off" decide it for another machine.
-    `signed` makes activations int8 (S8S8, which ARM is fastest at), with the same values. Of a transformer only the
-    products with weights are quantized. `memory` bounds the tensors that are observed at once. `rung` does no more than
-    minmax, ranges, balance, bias or rounding of the preset; `wide` and `kept` give the worst layers that make this
-    share of the noise 16-bit activations, or leave them float.
+    `weight_bits` (2 to 8) stores the weights of w8a8 as integers of fewer bits, in int8 for every runtime: the file is
+    smaller once zipped. Weights that `qat` or `cluster` brought onto a grid of as many bits stay, and so do zeros.
+    `signed` makes activations int8 (S8S8, which ARM is fastest at), with the same values. `integer` leaves nothing in
+    float that has an integer form, as microcontrollers, NPUs and the Edge TPU want it: softmax and the outputs too,
+    and in TFLite the inputs. Of a transformer only the products with weights are quantized. `memory` bounds the
+    tensors that are observed at once. `rung` does no more than minmax, ranges, balance, bias or rounding of the preset;
+    `wide` and `kept` give the worst layers that make this share of the noise 16-bit activations, or leave them float.
 
     Raises LeptonError for a scheme that ONNX has not, a model that is quantized already or has nothing to quantize, for
     no samples, and for data of other inputs.
     """
     from lepton_edge.quant import core
+    from lepton_edge.tflite_writer.convert import WHOLE
     from lepton_edge.tflite_writer.load import inputs
 
     name = Path(src).name
@@ -69,12 +75,19 @@ def run(
         raise LeptonError(f"block is {block}: runtimes take powers of two from 16 up", "set block to 32, or to 0")
     if not data and schemes.needs_data({"scheme": scheme}):
         raise LeptonError(f"scheme {scheme} needs calibration samples", "name a .npz, .npy or image folder with --data")
+    if integer and not schemes.needs_data({"scheme": scheme}):
+        raise LeptonError(f"scheme {scheme} computes in float: integer is for w8a8 and w8a16", "leave one of them out")
     feed = Samples(data, inputs(src), samples, seed, src) if data else None
     saturates = _saturates() if reduce_range == "auto" else reduce_range == "on"
+    if weight_bits and (scheme != "w8a8" or not 2 <= weight_bits <= 8):
+        raise LeptonError(
+            f"weight_bits is {weight_bits} with scheme {scheme}: it is 2 to 8, for scheme w8a8", "leave it out"
+        )
     options = core.Options(
         core.PRESETS[preset],
-        weight_bits=7 if saturates else 8,
+        weight_bits=min(weight_bits or 8, 7 if saturates else 8),
         signed=signed,
+        whole=integer,
         ranges=ranges,
         seed=seed,
         memory=byte_count(memory),
@@ -88,6 +101,8 @@ def run(
     else:
         model, result = _weights(src, feed, scheme, options, block, progress or silent)
     model.metadata_props.add(key="lepton_edge.scheme", value=scheme)
+    if integer:
+        model.metadata_props.add(key=WHOLE, value="1")
     target = Path(dst)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
         aside = Path(folder) / target.name
@@ -109,9 +124,13 @@ def _static(src: str, feed: Samples, scheme: str, options: Any, preset: str, tol
         ]
     else:
         made = core.quantize(src, feed, options, told)
-        width = " (7 bits: no VNNI)" if options.weight_bits == 7 else ""
+        width = {8: "", 7: " (7 bits: no VNNI)"}.get(options.weight_bits, f" of {options.weight_bits} bits")
         kind = "int8" if options.signed else "uint8"
         notes = [f"int8, preset {preset}: {kind} activations, int8 weights per channel{width}"]
+        if made.figures["whole"]:
+            notes.append(f"weights of {made.figures['whole']} layers lay on such a grid already and are kept")
+        if made.figures["sparse"]:
+            notes.append(f"zeros of {made.figures['sparse']} pruned layers are kept")
     notes += _settled(made.figures["growth"], made.figures["observed"])
     if made.spec.placement.local:
         notes.append("attention found: only products with weights are quantized")

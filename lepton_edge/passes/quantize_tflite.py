@@ -28,9 +28,10 @@ def run(
     samples: int = 300,
     seed: int = 0,
     ranges: str = "minmax",
+    integer: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Write an int8 `dst`: weights per channel, activations per tensor, inputs and outputs still float.
+    """Write an int8 `dst`: weights per channel, activations per tensor, inputs and outputs still float, or `integer`.
 
     Other schemes than w8a8 are made on the ONNX form of a model, and refused here.
 
@@ -53,7 +54,7 @@ def run(
     try:
         with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
             worker = quantizer.Quantizer(model, recipe.static_wi8_ai8())
-            for end in ("INPUT", "OUTPUT"):
+            for end in () if integer else ("INPUT", "OUTPUT"):
                 worker.update_quantization_recipe(regex=".*", operation_name=end, algorithm_key="no_quantize")
             if divisions := _delicate_divisions(model):
                 names = "|".join(f"^{re.escape(n)};?$" for n in divisions)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from lepton_edge.errors import LeptonError
-from lepton_edge.quant import emit_weights, equalize, ranges, sensitivity, smooth, streams, weight_only
+from lepton_edge.quant import emit_weights, equalize, held, ranges, sensitivity, smooth, streams, weight_only
 from lepton_edge.quant.emit import emit
 from lepton_edge.quant.grid import Grid, activation_grid
 from lepton_edge.quant.net import Net, to_proto
@@ -17,7 +17,7 @@ from lepton_edge.quant.observe import Observer
 from lepton_edge.quant.place import Placement, Site, float_tensors, place
 from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.search import distance, search
-from lepton_edge.quant.solve import Effort, solve
+from lepton_edge.quant.solve import Effort, on_grid, solve
 from lepton_edge.quant.spec import QuantSpec
 from lepton_edge.quant.tap import Runner, Sample, each, finite, not_finite
 
@@ -74,7 +74,7 @@ PRESETS = {
 class Options:
     """`bits`: of weights (7 where U8S8 products saturate), of activations; `seed` of every random choice; `memory` in
     bytes for observed tensors. `wide` and `kept` are shares of the noise: the worst layers that make it read and write
-    16 bits, or stay float."""
+    16 bits, or stay float. `whole`: nothing stays float that has an integer form."""
 
     preset: Preset = PRESETS["default"]
     weight_bits: int = 8
@@ -86,6 +86,7 @@ class Options:
     memory: int = 1 << 30
     wide: float = 0.0
     kept: float = 0.0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
     if not len(samples):
         raise LeptonError("no calibration samples", "give at least one; 100 to 500 are usual")
     net = prepare(path, 21 if options.activation_bits > 8 else 13)
-    placement = place(net)
+    placement = place(net, whole=options.whole)
     if not placement.layers:
         raise LeptonError(
             f"{Path(path).name}: nothing in it can be quantized to int8",
@@ -119,7 +120,8 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         )
     preset = options.preset.scaled(macs(net, placement))
     options = replace(options, preset=preset)
-    net, placement = balanced(net, placement, samples, options)
+    trained = on_grid(net, placement, options.weight_bits)
+    net, placement = balanced(net, placement, samples, left_alone(net, placement, trained, options))
     seen, growth = observed(net, placement, take(samples, preset.observed), options, tell)
     found = chosen(net, placement, seen, samples, options, tell)
     placement, grids = rescued(net, placement, found, samples, options, tell)
@@ -129,6 +131,7 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         learned=preset.learned,
         corrected=preset.corrected,
         bits=options.weight_bits,
+        whole=trained,
     )
     solving = take(samples, preset.solved)
     made, weights = solve(
@@ -140,6 +143,8 @@ def quantize(path: str, samples: Sequence[Sample], options: Options = Options(),
         "sites": len(placement.sites),
         "observed": min(preset.observed, len(samples)),
         "growth": growth,
+        "whole": len(trained),
+        "sparse": sum(held.zeros(net.consts[y.weight]) is not None for y in placement.layers),
         "calibration_sqnr_db": decibels(distance_of(net, written(made, spec), take(solving, 32))),
     }
     return Quantized(made, spec, figures)
@@ -198,6 +203,19 @@ def balanced(net: Net, placement: Placement, samples: Sequence[Sample], options:
     return net, placement
 
 
+def left_alone(net: Net, placement: Placement, trained: Collection[str], options: Options) -> Options:
+    """The options without what would undo the weights' training: a scale for each input channel takes them off their
+    grid, another basis also fills their zeros. It takes the greater part of the weights to ask for it."""
+    sizes = {y.y: net.consts[y.weight].size for y in placement.layers}
+    sparse = [y.y for y in placement.layers if held.zeros(net.consts[y.weight]) is not None]
+    preset, half = options.preset, sum(sizes.values()) / 2
+    if sum(sizes[y] for y in trained) > half:
+        preset = replace(preset, based=0, equalized=0)
+    elif sum(sizes[y] for y in sparse) > half:
+        preset = replace(preset, based=0)
+    return replace(options, preset=preset)
+
+
 def rescued(
     net: Net,
     placement: Placement,
@@ -217,7 +235,7 @@ def rescued(
     )  # fmt: skip
     worst = worst_layers(told, max(options.wide, options.kept))
     if options.kept:
-        placement = place(net, worst)
+        placement = place(net, worst, options.whole)
         return placement, {site.name: grids[site.name] for site in placement.sites if site.name in grids}
     touched = {t for layer in placement.layers if layer.y in worst for t in (layer.x, layer.out)}
     for site in placement.sites:
@@ -253,8 +271,8 @@ def rebased(
 
     each(net, list(of), samples, take_rows, budget=options.memory)
     made = net.copy()
-    for stream, held in zip(found, rows, strict=True):
-        streams.change(made, stream, basis(made, stream, np.concatenate(held), options.seed))
+    for stream, taken in zip(found, rows, strict=True):
+        streams.change(made, stream, basis(made, stream, np.concatenate(taken), options.seed))
     return made
 
 

@@ -32,7 +32,7 @@ def quantize(path: str, samples: Sequence[Sample], options: core.Options, told: 
     Of `options` the preset, ranges ("auto": min-max), seed and memory count.
     """
     net = prepare(path, OPSET)
-    placement = place(net)
+    placement = place(net, whole=options.whole)
     if not placement.layers:
         raise LeptonError(
             f"{Path(path).name}: scheme w8a16 finds nothing to quantize",

@@ -22,7 +22,7 @@ MOVES = {
     "Pad", "Resize", "Identity", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Dropout",
 }  # fmt: skip
 ACTIVATIONS = {"Relu", "Clip"}
-FIXED = {"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256)}
+FIXED = {"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256), "Tanh": (-1.0, 127 / 128)}
 FLOAT = 1
 
 
@@ -69,10 +69,11 @@ class Placement:
     integer: frozenset[str]  # names (first outputs) of nodes that compute in integers
 
 
-def place(net: Net, kept: Collection[str] = ()) -> Placement:
+def place(net: Net, kept: Collection[str] = (), whole: bool = False) -> Placement:
     """Decide for a prepared net. With attention only weighted layers are integer: the rest loses more than it gains.
 
-    Layers with an output in `kept` stay float.
+    Layers with an output in `kept` stay float. `whole` is for hardware without float: softmax, tanh and what gives the
+    model's outputs are integer as well, though there they only lose.
     """
     attention = has_attention(net)
     layers = tuple(layer for node in net.nodes if node.output[0] not in kept and (layer := _layer(net, node)))
@@ -99,7 +100,7 @@ def place(net: Net, kept: Collection[str] = ()) -> Placement:
                 integer.add(out)
                 for tensor in (*data, *outs):
                     groups.join(data[0], tensor)
-        elif node.op_type in COMPUTES and not _last(net, node):
+        elif node.op_type in COMPUTES | (set(FIXED) if whole else set()) and (whole or not _last(net, node)):
             integer.add(out)
             after = _activated(net, out)
             if after != out:

@@ -118,11 +118,15 @@ def set_bias(net: Net, node: Any, bias: np.ndarray) -> None:
 
 
 def means_to_pools(net: Net) -> None:
-    """ReduceMean over both image axes as GlobalAveragePool, for which runtimes have integer kernels."""
+    """Means over whole images, ReduceMean or AveragePool, as GlobalAveragePool: runtimes have integer kernels for it
+    that rescale, which TFLite's for windows do not."""
     from onnx import helper
 
     nodes = []
     for node in net.nodes:
+        if _pools_all(net, node):
+            nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], node.output, name=node.name))
+            continue
         axes = attribute(node, "axes") if node.op_type == "ReduceMean" else None
         if node.op_type == "ReduceMean" and axes is None and len(node.input) > 1 and node.input[1] in net.consts:
             axes = net.consts[node.input[1]].tolist()
@@ -138,3 +142,12 @@ def means_to_pools(net: Net) -> None:
         nodes.append(helper.make_node("Squeeze", [pooled, where], node.output, name=f"{node.name}_squeeze"))
     net.nodes = nodes
     net.link()
+
+
+def _pools_all(net: Net, node: Any) -> bool:
+    """Whether an AveragePool has one window, the whole image, and nothing around it."""
+    if node.op_type != "AveragePool":
+        return False
+    size, made = (tuple(net.shapes.get(name) or ())[2:] for name in (node.input[0], node.output[0]))
+    whole = bool(size) and size == tuple(attribute(node, "kernel_shape", ())) and set(made) == {1}
+    return whole and not any(attribute(node, "pads", ()))

@@ -128,10 +128,18 @@ def scales(w: np.ndarray, weights: np.ndarray, per_channel: bool = True, bits: i
     return kept
 
 
-def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: float = 0.01) -> np.ndarray:
+def gptq(
+    w: np.ndarray,
+    peak: np.ndarray,
+    xx: np.ndarray,
+    bits: int = 8,
+    damp: float = 0.01,
+    live: np.ndarray | None = None,
+) -> np.ndarray:
     """Integers [G, O, F] of w [G, O, F] on the grid of `peak`, for features with second moments xx [G, F, F].
 
-    `peak` is [G, O], or [G, O, F] where weights of one output have different scales (blocks).
+    `peak` is [G, O], or [G, O, F] where weights of one output have different scales (blocks). Weights that are not
+    `live` (bool [G, O, F]) are zero and stay it.
 
     Written as LDLQ (Chee et al., "QuIP", arXiv:2307.13304, theorem 6: the same integers without an inverse): with
     xx = U D U^T, U unit upper triangular, column k is rounded after adding the errors of the columns before times U.
@@ -146,6 +154,7 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
     want = np.take_along_axis(w / step, order[:, None, :], 2)  # in steps
     size = np.take_along_axis(np.broadcast_to(step, w.shape), order[:, None, :], 2) if step.shape[2] > 1 else None
     upper, _ = unit_upper(xx, damp)
+    alive = None if live is None else np.take_along_axis(live, order[:, None, :], 2)
     errors = np.zeros_like(want)
     made = np.zeros_like(want)
     for start in range(0, features, BLOCK):
@@ -159,6 +168,8 @@ def gptq(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, damp: f
                 repaid = np.matmul(errors[:, :, start:at], upper[:, start:at, at, None])[:, :, 0]
                 column = column + (repaid if size is None else repaid / size[:, :, at])
             made[:, :, at] = np.clip(np.rint(column), -last, last)
+            if alive is not None:
+                made[:, :, at] *= alive[:, :, at]
             missed = want[:, :, at] - made[:, :, at]
             errors[:, :, at] = missed if size is None else missed * size[:, :, at]
     return np.take_along_axis(made, back[:, None, :], 2).astype(np.int64)
@@ -184,10 +195,12 @@ def covariance(xx: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return xx - mean[:, :, None] * mean[:, None, :] + (1e-5 * power)[:, None, None] * np.eye(features)
 
 
-def learned(w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8) -> np.ndarray:
+def learned(
+    w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, live: np.ndarray | None = None
+) -> np.ndarray:
     """Integers by gptq(), but to the nearest for each output where that leaves the smaller error on the samples."""
     step = steps(peak, bits)
-    both = gptq(w, peak, xx, bits), nearest(w, peak, bits)
+    both = gptq(w, peak, xx, bits, live=live), nearest(w, peak, bits)
     missed = [w - q * step for q in both]
     losses = [np.einsum("gof,gof->go", np.matmul(e, xx), e) for e in missed]
     return np.where((losses[0] <= losses[1])[:, :, None], *both)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lepton_edge.quant import rounding
+from lepton_edge.quant import held, rounding
 from lepton_edge.quant.emit import emit
 from lepton_edge.quant.grid import Grid, nearest
 from lepton_edge.quant.net import Net
@@ -28,7 +28,10 @@ Weights = dict[str, tuple[np.ndarray, Grid]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is spent: `positions` rows taken from each sample, `layers` of a segment."""
+    """How much is spent: `positions` rows taken from each sample, `layers` of a segment.
+
+    `whole`: layers, by output, whose weights are whole steps already: integers [G, O, F] and steps [G, O]; see held.
+    """
 
     positions: int = 64
     layers: int = 3
@@ -36,6 +39,7 @@ class Effort:
     learned: bool = True
     corrected: bool = True
     bits: int = 8
+    whole: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def solve(
@@ -49,7 +53,7 @@ def solve(
     """A copy of `net` with corrected biases, and integer weights with their grids, by layer output."""
     made = net.copy()
     if not (effort.refit or effort.learned or effort.corrected):
-        return made, {y.y: nearest(net.consts[y.weight], y.axis, effort.bits) for y in placement.layers}
+        return made, {y.y: _nearest(net, y, effort) for y in placement.layers}
     weights: Weights = {}
     floats: Sequence[Sample] | Kept = samples
     quants: Sequence[Sample] | Kept = samples
@@ -149,9 +153,10 @@ def _layer(
     """One layer's integers and grid; its bias is corrected in `made`."""
     stored = net.consts[layer.weight]
     if halves is None:
-        return nearest(stored, layer.axis, effort.bits)
+        return _nearest(net, layer, effort)
     full, has_bias = with_bias(net, layer), layer.op != "MatMul"
-    if effort.refit and has_bias:
+    whole, live = effort.whole.get(layer.y), held.zeros(stored)
+    if effort.refit and has_bias and whole is None and live is None:
         full = rounding.refit(full, halves)
     total = halves[0].merged(halves[1])
     count = np.maximum(total.xx[:, -1, -1], 1)
@@ -160,10 +165,42 @@ def _layer(
         mean = total.xx[:, -1, :-1] / count[:, None]
         xx = rounding.covariance(xx, mean)
     w = full[:, :, :-1]
-    peak = rounding.scales(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer.axis is not None, effort.bits)
-    rounded = rounding.learned(w, peak, xx, effort.bits) if effort.learned else rounding.nearest(w, peak, effort.bits)
+    if whole is not None:
+        rounded, peak = whole[0], whole[1] * (2 ** (effort.bits - 1) - 1)
+    else:
+        peak = rounding.scales(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer.axis is not None, effort.bits)
+        alive = None if live is None else matrix(layer, live)
+        rounded = (
+            rounding.learned(w, peak, xx, effort.bits, alive)
+            if effort.learned
+            else rounding.nearest(w, peak, effort.bits)
+        )
     if has_bias and effort.corrected:
         step = rounding.steps(peak, effort.bits)
         fixed = rounding.bias_only(np.concatenate([rounded * step, full[:, :, -1:]], axis=2), total)
         set_bias(made, made.makers[layer.y], fixed[:, :, -1].reshape(-1).astype(np.float32))
     return unmatrix(layer, rounded, stored.shape), rounding.grid_of(peak, layer.axis, effort.bits)
+
+
+def _nearest(net: Net, layer: Layer, effort: Effort) -> tuple[np.ndarray, Grid]:
+    """Integers and grid of a layer whose inputs are not looked at."""
+    stored, whole = net.consts[layer.weight], effort.whole.get(layer.y)
+    if whole is None:
+        return nearest(stored, layer.axis, effort.bits)
+    peak = whole[1] * (2 ** (effort.bits - 1) - 1)
+    return unmatrix(layer, whole[0], stored.shape), rounding.grid_of(peak, layer.axis, effort.bits)
+
+
+def on_grid(net: Net, placement: Placement, bits: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Layers whose weights are whole steps of a grid of `bits` already: integers [G, O, F] and steps [G, O]."""
+    found = {}
+    for layer in placement.layers:
+        if layer.axis is None or not correctable(layer):
+            continue
+        rows = matrix(layer, net.consts[layer.weight])
+        groups, outputs, features = rows.shape
+        if features < held.LEAST:
+            continue
+        if (made := held.lattice(rows.reshape(-1, features), 2 ** (bits - 1) - 1)) is not None:
+            found[layer.y] = made[0].reshape(rows.shape), made[1].reshape(groups, outputs)
+    return found

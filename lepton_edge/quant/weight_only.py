@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lepton_edge.quant import rounding
+from lepton_edge.quant import held, rounding
 from lepton_edge.quant.grid import nearest
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.patches import Rows, correctable, matrix, unmatrix
@@ -139,8 +139,18 @@ def _layer(net: Net, made: Net, layer: Layer, moments: np.ndarray | None, wanted
         xx, mean = moments[:, :-1, :-1], moments[:, -1, :-1]
         if has_bias:
             xx = rounding.covariance(xx, mean)
-    peak = _peaks(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer, kind)
-    rounded = rounding.nearest(w, peak, kind.bits) if moments is None else rounding.learned(w, peak, xx, kind.bits)
+    own = kind == Kind() and layer.axis is not None and features >= held.LEAST
+    whole = held.lattice(w.reshape(-1, features), 127) if own else None
+    if whole is not None:
+        rounded, peak = whole[0].reshape(w.shape), whole[1].reshape(w.shape[:2]) * 127
+    else:
+        live = held.zeros(weight)
+        peak = _peaks(w, np.maximum(np.einsum("gff->gf", xx), 1e-12), layer, kind)
+        rounded = (
+            rounding.nearest(w, peak, kind.bits)
+            if moments is None
+            else rounding.learned(w, peak, xx, kind.bits, None if live is None else matrix(layer, live))
+        )
     step = rounding.steps(peak, kind.bits)
     if moments is not None and has_bias:
         moved = np.einsum("gof,gf->go", w - rounded * step, mean).reshape(-1)

@@ -22,7 +22,7 @@ from lepton_edge.slim.explicit import explicit
 from lepton_edge.slim.families import Family, families
 from lepton_edge.slim.fold import folded
 from lepton_edge.slim.moments import moments
-from lepton_edge.slim.order import order
+from lepton_edge.slim.order import order, ranked
 from lepton_edge.slim.remove import gone, removed, renewed
 from lepton_edge.slim.repair import layers_of, repaired
 from lepton_edge.slim.sensitivity import Curve, measure
@@ -68,18 +68,33 @@ class Study:
     curves: list[Curve]
 
 
-def prune(path: str, samples: Sequence[Sample], options: Options = Options(), told: Told | None = None) -> Pruned:
+def prune(
+    path: str,
+    samples: Sequence[Sample],
+    options: Options = Options(),
+    told: Told | None = None,
+    *,
+    labels: np.ndarray | None = None,
+) -> Pruned:
     """Remove channels from a float ONNX model until it takes `options.macs` of its multiply-accumulates.
 
     Raises LeptonError for a file that cannot be prepared, for no samples, for samples that do not fit or hold NaN, for
     a model with nothing to remove, and for a share that its narrowest form is above.
     """
-    found = study(path, samples, options, told)
+    found = study(path, samples, options, told, labels=labels)
     return apply(found, samples, options, told)
 
 
-def study(path: str, samples: Sequence[Sample], options: Options, told: Told | None = None) -> Study:
-    """Find what can be removed from a model and measure what it costs; see prune()."""
+def study(
+    path: str,
+    samples: Sequence[Sample],
+    options: Options,
+    told: Told | None = None,
+    *,
+    labels: np.ndarray | None = None,
+) -> Study:
+    """Find what can be removed from a model and measure what it costs; see prune(). `labels` [samples] are for the
+    importance "taylor", which asks the model itself where there are none."""
     tell = told or (lambda done, total, what: None)
     if not len(samples):
         raise LeptonError("no calibration samples", "give at least one; 100 to 500 are usual")
@@ -106,9 +121,19 @@ def study(path: str, samples: Sequence[Sample], options: Options, told: Told | N
         net, consumers, shown, memory=options.memory, seed=options.seed,
         told=lambda done: tell(done, len(shown), "calibration samples"),
     )  # fmt: skip
+    scores: list[np.ndarray] | None = None
+    if options.importance == "taylor":
+        from lepton_edge.slim.taylor import scored
+
+        shown_labels = None if labels is None else labels[learned(samples)]
+        scores = scored(
+            t, found, shown, shown_labels, Path(path).name, options.seed,
+            lambda done, total: tell(done, total, "gradients of channels, sample"),
+        )  # fmt: skip
     orders = []
     for k, family in enumerate(found):
-        orders.append(order(t, family, stats, options.importance))
+        by = scores[k] if scores is not None else None
+        orders.append(order(t, family, stats, options.importance) if by is None else ranked(family, by))
         tell(k + 1, len(found), "ranking channels, family")
     curves = measure(
         t,
@@ -172,9 +197,13 @@ def known(t: Trace, kept: Collection[str], name: str) -> None:
 def divided(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
     """Samples to learn from, and a quarter to judge by: weights that take over for others fit the samples they were
     learned from far too well. A single sample is both."""
-    judged = np.arange(0, len(samples), 4)
-    others = np.setdiff1d(np.arange(len(samples)), judged)
-    return (Picked(samples, others) if len(others) else samples), Picked(samples, judged)
+    return Picked(samples, learned(samples)), Picked(samples, np.arange(0, len(samples), 4))
+
+
+def learned(samples: Sequence[Sample]) -> np.ndarray:
+    """Positions of the samples that are learned from."""
+    others = np.setdiff1d(np.arange(len(samples)), np.arange(0, len(samples), 4))
+    return others if len(others) else np.arange(len(samples))
 
 
 def scaled(samples: int, macs: int) -> int:

@@ -5,7 +5,8 @@
   those without it (Hassibi & Stork, "Optimal Brain Surgeon", NeurIPS 1992, for groups as in Kurtic et al., "ZipLM",
   arXiv:2302.04089). Errors are shares of the variance of a reader's output, summed over readers.
 - activation: E[(x - mean)^2] |w|^2 of each member, nothing taken over (An et al., "FLAP", arXiv:2312.11983).
-- magnitude: the sum of squares of all weights that make the member.
+- magnitude: the sum of squares of all weights that make the member;
+- taylor: what the loss changes by without it, by gradients (taylor.py, which needs PyTorch).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lepton_edge.slim.families import Family
 from lepton_edge.slim.moments import Place, Stats, by_channel
 from lepton_edge.slim.trace import Trace
 
-IMPORTANCE = ("reconstruction", "activation", "magnitude")
+IMPORTANCE = ("reconstruction", "activation", "magnitude", "taylor")
 STEPS = 48  # removals of a family at most; members go in batches
 
 
@@ -44,6 +45,11 @@ def order(t: Trace, family: Family, stats: Mapping[Place, Stats], importance: st
     losses = np.where(left, sum(r.losses(left) for r in readers), np.inf)
     gone += [k for k in np.argsort(losses, kind="stable").tolist() if left[k]]
     return family.members[gone]
+
+
+def ranked(family: Family, scores: np.ndarray) -> np.ndarray:
+    """The members of a family by their scores [members], the least first."""
+    return family.members[np.argsort(scores, kind="stable")]
 
 
 def _places(channels: np.ndarray, family: Family) -> np.ndarray:

@@ -142,16 +142,39 @@ def verify(
         if name in details:
             value = feeds.pop(source)
             value = value if perm is None else store(value, perm)
-            given[name] = value.astype(details[name]["dtype"], copy=False)
+            given[name] = _as_stored(value, details[name])
     try:
         got = run_tflite(made, given)
     except (ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
         raise NoWay(f"LiteRT does not run the converted model: {text}", hint="please report the model") from error
-    return _worst(wanted, got, outputs, limit_db)
+    told = made.get_signature_runner("serving_default").get_output_details()
+    return _worst(wanted, got, outputs, limit_db, {name: detail["quantization"] for name, detail in told.items()})
 
 
-def _worst(wanted: Feeds, got: Feeds, outputs: dict[str, tuple[str, Perm | None]], limit_db: float) -> dict[str, Any]:
+def _as_stored(value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """A port's real numbers as its file stores them."""
+    scale, zero = detail["quantization"]
+    if scale and value.dtype.kind == "f" and detail["dtype"] != value.dtype:
+        limits = np.iinfo(detail["dtype"])
+        value = np.clip(np.rint(value / np.float32(scale)) + zero, limits.min, limits.max)
+    return value.astype(detail["dtype"], copy=False)
+
+
+def _real(value: np.ndarray, quantization: tuple[float, int] | None) -> np.ndarray:
+    """The real numbers that a port's integers stand for."""
+    if quantization is None or not quantization[0] or value.dtype.kind == "f":
+        return value
+    return (value.astype(np.float32) - quantization[1]) * np.float32(quantization[0])
+
+
+def _worst(
+    wanted: Feeds,
+    got: Feeds,
+    outputs: dict[str, tuple[str, Perm | None]],
+    limit_db: float,
+    scales: dict[str, tuple[float, int]],
+) -> dict[str, Any]:
     worst: dict[str, Any] = {"sqnr_db": 300.0, "max_abs": 0.0, "cosine": 1.0}
     for name, (source, perm) in outputs.items():
         want = wanted[source] if perm is None else store(wanted[source], perm)
@@ -159,7 +182,7 @@ def _worst(wanted: Feeds, got: Feeds, outputs: dict[str, tuple[str, Perm | None]
             raise LeptonError(
                 f"output '{name}' has shape {got[name].shape} instead of {want.shape}", hint="please report it"
             )
-        figures = compare(want, got[name])
+        figures = compare(want, _real(got[name], scales.get(name)))
         if not _close(want, figures, limit_db):
             raise NoWay(
                 f"the converted model disagrees with ONNX Runtime at output '{name}': "

@@ -32,11 +32,12 @@ from lepton_edge.tflite_writer.load import (
     to_graph,
 )  # fmt: skip
 from lepton_edge.tflite_writer.lower import LOWER, lower
-from lepton_edge.tflite_writer.quantize import quantize
+from lepton_edge.tflite_writer.quantize import integer_ports, quantize
 from lepton_edge.tflite_writer.table import operators
 
 _HINT = "export the model without these operators (replace or cut them off), or target ONNX or OpenVINO"
 _SQNR_DB = {False: 60.0, True: 30.0}  # float32 weights; float16 weights
+WHOLE = "lepton_edge.integer"  # metadata of an ONNX file whose ports are to be integers, too
 _INTEGER_DB = 12.0  # integer kernels round otherwise than QDQ in float; a wrong scale or axis is under 5 dB
 
 
@@ -54,8 +55,9 @@ def convert(
 
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder:
         static = Path(folder) / "static.onnx"
-        graph, dtypes, dynamic = _prepared(src, static, input_shapes, input_values)
+        graph, dtypes, dynamic, whole = _prepared(src, static, input_shapes, input_values)
         integer = quantize(graph, dynamic)
+        left = integer_ports(graph) if integer and whole else []
         emitter, inputs, outputs = emit(graph, float16=float16, keep_nchw=keep_nchw_inputs)
         fed = {n: (n, inputs[n][1], dtypes[n], graph.shapes[n]) for n in graph.inputs}
         given = {n: (n, view[1]) for n, view in outputs.items()}
@@ -69,12 +71,16 @@ def convert(
         "operators": counts.total(),
         "transposes": counts["TRANSPOSE"],
         "parity": figures,
-        "notes": [f"agrees with ONNX Runtime: SQNR {figures['sqnr_db']:.0f} dB, max error {figures['max_abs']:.2g}"],
+        "notes": [
+            f"agrees with ONNX Runtime: SQNR {figures['sqnr_db']:.0f} dB, max error {figures['max_abs']:.2g}",
+            *([f"not integer: {', '.join(left)} (what computes there has no integer form)"] if left else []),
+        ],
     }
 
 
-def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> tuple[Graph, dict[str, Any], bool]:
-    """The graph to emit, the inputs' own types, and whether its products round their inputs while they run.
+def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> tuple[Graph, dict[str, Any], bool, bool]:
+    """The graph to emit, the inputs' own types, whether its products round their inputs while they run, and whether its
+    ports are to be integers.
 
     `static` is left as what the result has to agree with.
 
@@ -85,6 +91,7 @@ def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> t
     model = fix_values(read(src), input_values)
     names = fix_inputs(model, input_shapes)
     dynamic = plain(model) | unrounded(model)
+    whole = any(entry.key == WHOLE for entry in model.metadata_props)
     fold_branches(model)
     dtypes = {n: input_dtype(model, n) for n in names}
     branches = any(n.op_type == "If" for n in model.graph.node)
@@ -104,7 +111,7 @@ def _prepared(src: str, static: Path, input_shapes: str, input_values: str) -> t
     fuse(graph)
     supported(graph, lower(graph))
     fold(graph)
-    return graph, dtypes, dynamic
+    return graph, dtypes, dynamic, whole
 
 
 def _written(

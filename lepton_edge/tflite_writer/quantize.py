@@ -2,7 +2,8 @@
 
 - scales stay as they are; uint8 tensors become int8 with every value and zero point 128 lower;
 - weights must be symmetric int8, per tensor or per output channel; biases become int32 with scale input * weight;
-- operators that only move elements keep their input's scale, and a requantization follows where Q asks for another;
+- operators that only move elements, and average pooling, keep their input's scale, and a requantization follows where Q
+  asks for another;
 - Softmax and Sigmoid have TFLite's fixed output scale 1/256, Tanh 1/128, again requantized;
 - int16 tensors with zero point 0 become int16 operators with int8 weights and int64 biases, where LiteRT has kernels;
 - anything else stays float between DEQUANTIZE and QUANTIZE; what float operators read of integer constants is for
@@ -58,6 +59,41 @@ def quantize(graph: Graph, dynamic: bool = False) -> bool:
     _float_constants(graph)
     sweep(graph)
     return done or rounds
+
+
+def integer_ports(graph: Graph) -> list[str]:
+    """Make inputs that are only quantized, and outputs that are dequantized, integer tensors with their scales.
+
+    Returns the names of the ports that stay float; names stay, and the scales go into the file (TFLite's quantization
+    parameters), for callers to round by.
+    """
+    users, makers = graph.consumers(), graph.producers()
+    for name in graph.inputs:
+        readers = users.get(name, [])
+        stored = {node.out for node in readers}
+        if not readers or not all(n.op == "QuantizeLinear" and len(graph.quant[n.out].scale) == 1 for n in readers):
+            continue
+        if len({graph.quant[out] for out in stored}) == 1 and not stored & set(graph.outputs):
+            _rename(graph, dict.fromkeys(stored, name), readers)
+    for name in graph.outputs:
+        maker = makers.get(name)
+        if maker is None or maker.op != "DequantizeLinear" or name in users or maker.inputs[0] in graph.consts:
+            continue
+        stored_name = maker.inputs[0]
+        if stored_name not in (*graph.inputs, *graph.outputs) and len(graph.quant[stored_name].scale) == 1:
+            _rename(graph, {stored_name: name}, [maker])
+            makers = graph.producers()
+    return [name for name in (*graph.inputs, *graph.outputs) if graph.dtypes[name].kind == "f"]
+
+
+def _rename(graph: Graph, names: dict[str, str], gone: list[Node]) -> None:
+    """Call tensors by other names, with their types and scales, and drop the nodes that stood between the two."""
+    for old, new in names.items():
+        graph.quant[new], graph.dtypes[new] = graph.quant[old], graph.dtypes[old]
+    graph.nodes = [node for node in graph.nodes if not any(node is n for n in gone)]
+    for node in graph.nodes:
+        node.inputs = [names.get(n, n) for n in node.inputs]
+        node.outputs = [names.get(n, n) for n in node.outputs]
 
 
 def annotate(graph: Graph) -> None:
@@ -118,14 +154,19 @@ def _absorb(graph: Graph, links: Links, node: Node) -> list[Node] | None:
     if not _flat(graph, sources[:1]):
         return None
     inputs = [sources[0], *node.inputs[1:]]
-    if node.op in _RESCALES or (node.op == "AveragePool" and _plain_pool(node)):
+    if node.op in _RESCALES:
         if node.op == "Clip" and _clip_kind(graph, node) is None:
             return None
         return _finish(graph, node, inputs, after)
     if node.op in _FIXED:
         return _finish(graph, node, inputs, after, (_FIXED16 if wide else _FIXED)[node.op])
     zero_pad = node.op == "Pad" and node.attrs.get("mode", "constant") == "constant" and not _pads_value(graph, node)
-    if node.op in _MOVES or zero_pad or (node.op == "Resize" and node.attrs.get("mode", "nearest") != "cubic"):
+    if (
+        node.op in _MOVES
+        or zero_pad
+        or (node.op == "AveragePool" and _plain_pool(node))
+        or (node.op == "Resize" and node.attrs.get("mode", "nearest") != "cubic")
+    ):
         return _finish(graph, node, inputs, after, graph.quant[sources[0]])
     return None
 
@@ -244,7 +285,9 @@ def _bias(graph: Graph, node: Node, sources: list[str], scale: np.ndarray, units
 
 
 def _plain_pool(node: Node) -> bool:
-    return not any(node.attrs.get("pads", [])) and not node.attrs.get("ceil_mode") and "auto_pad" not in node.attrs
+    if any(node.attrs.get("pads", [])) or node.attrs.get("ceil_mode"):
+        return False
+    return node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID", "")
 
 
 def _clip_kind(graph: Graph, node: Node) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""What a model under pruning is trained on: its labelled samples, the output they belong to, losses and batches."""
+"""What a Keras model is fine-tuned on: its samples, their labels, and the output that those belong to."""
 
 from __future__ import annotations
 
@@ -10,41 +10,55 @@ import numpy as np
 
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import load_feed
-from lepton_edge.keras_move import Moved, graph_of, is_model
+from lepton_edge.keras_move import graph_of, is_model
 
 PASS_THROUGH = frozenset({"Dropout", "Reshape", "Flatten", "Identity", "Cast"})
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled samples on disk: an array [N, ...] for each model input, in order, and labels int64 [N]."""
+    """Samples on disk: an array [N, ...] for each model input, in order, and labels int64 [N] where there are any.
+
+    ``sha256`` is that of the feed folder.
+    """
 
     inputs: tuple[np.ndarray, ...]
-    labels: np.ndarray
+    labels: np.ndarray | None
+    sha256: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.inputs[0])
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is trained: the output's index and width, and what its values are (softmax, sigmoid, logits)."""
+    """What is trained: the output's index and width, and what its values are.
+
+    kind: "softmax", "sigmoid" or "logits" of a classifier; "" for an output that no labels belong to.
+    """
 
     index: int
     width: int
     kind: str
 
 
-def open_samples(folder: str | Path, model: Any) -> Samples:
-    """The labelled samples of a feed folder for a Keras 3 model, memory-mapped.
+def open_samples(folder: str | Path, model: Any, *, unlabelled: bool = False) -> Samples:
+    """The samples of a feed folder for a Keras 3 model, memory-mapped.
 
-    Errors: LeptonError for a missing or mismatched file, missing labels, and values that are not finite.
+    Errors: LeptonError for a missing or mismatched file, missing labels (unless ``unlabelled``: then they are left
+    out), and values that are not finite.
     """
     feed = load_feed(folder)
-    labels = feed.label_array()
-    if labels is None:
+    labels = None if unlabelled else feed.label_array()
+    if labels is None and not unlabelled:
         raise LeptonError(
-            "pruning fine-tunes the model, and these samples have no labels",
-            hint="give training data with labels (an .npz with x and y)",
+            "fine-tuning learns from labels, and these samples have no labels",
+            hint="give training data with labels (an .npz with x and y), or distil = 1.0 to learn from the model's own"
+            " answers",
         )
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
         raise LeptonError(f"labels must be whole numbers [N], not {labels.dtype} {list(labels.shape)}")
     wanted = graph_of(model).inputs
     order = [x.name for x in wanted]
@@ -52,7 +66,7 @@ def open_samples(folder: str | Path, model: Any) -> Samples:
         raise LeptonError(f"the samples hold the inputs {list(feed.inputs)}, but the model takes {order}")
     files = order if set(order) == set(feed.inputs) else list(feed.inputs)
     arrays = tuple(check_array(feed.array(n), tensor) for n, tensor in zip(files, wanted, strict=True))
-    return Samples(arrays, np.asarray(labels, np.int64))
+    return Samples(arrays, None if labels is None else np.asarray(labels, np.int64), feed.sha256)
 
 
 def check_array(array: np.ndarray, tensor: Any) -> np.ndarray:
@@ -101,8 +115,11 @@ def sums_to_one(model: Any, index: int, samples: Samples, count: int = 32) -> bo
 def find_target(model: Any, samples: Samples) -> Target:
     """The output the labels belong to: the first one [n, width] that is wide enough for them.
 
+    Without labels: the first [n, width] that holds classes, else the first output, of kind "".
     Errors: LeptonError for labels below 0, above every output's width, or for a model that does not classify.
     """
+    if samples.labels is None:
+        return _answered(model, samples)
     low, high = int(samples.labels.min()), int(samples.labels.max())
     if low < 0:
         raise LeptonError(f"label {low} is negative; classes count from 0")
@@ -132,62 +149,12 @@ def find_target(model: Any, samples: Samples) -> Target:
     )
 
 
-def make_losses(moved: Moved, target: Target) -> list[Any]:
-    """One loss an output: classification for the target, distance to the unpruned model for the others."""
-    import tf_keras
-
-    if target.width == 1:
-        loss = tf_keras.losses.BinaryCrossentropy(from_logits=target.kind == "logits")
-    elif target.kind == "sigmoid":
-        loss = tf_keras.losses.BinaryCrossentropy()
-    else:
-        loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=target.kind == "logits")
-    count = len(moved.model.outputs)
-    return [loss if i == target.index else tf_keras.losses.MeanSquaredError() for i in range(count)]
-
-
-def make_batches(moved: Moved, samples: Samples, target: Target, batch_size: int, seed: int) -> Any:
-    """Shuffled batches for tf_keras's fit, read from disk one at a time; incomplete ones are left out."""
-    import tf_keras
-
-    size = min(batch_size, len(samples.labels))
-    rng = np.random.default_rng(seed)
-    dtypes = [str(x.dtype) for x in graph_of(moved.source).inputs]
-    several = len(moved.model.outputs) > 1
-
-    class Batches(tf_keras.utils.Sequence):
-        """Yields (inputs, targets); targets of other outputs are what the unpruned model answers."""
-
-        def __init__(self) -> None:
-            self.order = rng.permutation(len(samples.labels))
-
-        def __len__(self) -> int:
-            return len(samples.labels) // size
-
-        def __getitem__(self, i: int) -> tuple[Any, Any]:
-            rows = np.sort(self.order[i * size : (i + 1) * size])
-            x = [np.asarray(a[rows]).astype(d) for a, d in zip(samples.inputs, dtypes, strict=True)]
-            y = _encode(samples.labels[rows], target)
-            wanted = _with_teacher(moved.source, x, y, target.index) if several else y
-            return (x if len(x) > 1 else x[0]), wanted
-
-        def on_epoch_end(self) -> None:
-            self.order = rng.permutation(len(samples.labels))
-
-    return Batches()
-
-
-def _encode(labels: np.ndarray, target: Target) -> np.ndarray:
-    """Labels as the loss wants them: [n,1] floats for one output, one-hot for sigmoids, else the numbers."""
-    if target.width == 1:
-        return labels[:, None].astype(np.float32)
-    if target.kind == "sigmoid":
-        return np.eye(target.width, dtype=np.float32)[labels]
-    return labels
-
-
-def _with_teacher(source: Any, x: list[np.ndarray], y: np.ndarray, index: int) -> list[np.ndarray]:
-    import keras
-
-    answers = keras.tree.flatten(source(keras.tree.pack_sequence_as(source._inputs_struct, x), training=False))
-    return [y if i == index else np.asarray(a) for i, a in enumerate(answers)]
+def _answered(model: Any, samples: Samples) -> Target:
+    for index, tensor in enumerate(graph_of(model).outputs):
+        if len(tensor.shape) == 2 and tensor.shape[1] is not None:
+            kind = output_kind(tensor)
+            if not kind and tensor.shape[1] > 1 and sums_to_one(model, index, samples):
+                kind = "softmax"
+            if kind and not (kind == "softmax" and tensor.shape[1] == 1):
+                return Target(index, int(tensor.shape[1]), kind)
+    return Target(0, 0, "")

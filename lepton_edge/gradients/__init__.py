@@ -1,0 +1,1 @@
+"""ONNX graphs as PyTorch functions that can be differentiated: what training any model needs."""

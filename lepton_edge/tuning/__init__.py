@@ -1,0 +1,1 @@
+"""Training a compressed ONNX model towards the answers of the model it was made of."""

@@ -1,0 +1,171 @@
+"""The student under training: one step of Adam, the loss on samples that are held out, states to come back to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lepton_edge.gradients.graph import Graph
+from lepton_edge.quant.tap import Sample
+from lepton_edge.slim.live import live
+from lepton_edge.tuning.goals import Goal
+from lepton_edge.tuning.losses import by_labels, distance
+from lepton_edge.tuning.samples import Batch, Rows, augmented
+
+WARM = 0.03  # share of the steps in which the learning rate rises
+LEAST = 1e-3  # of a parameter's size, below which its steps are not shrunk (biases that start at zero)
+BETAS = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """`rate` of learning, relative to the size of each parameter; `steps` it falls over, along a half cosine."""
+
+    rate: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The rate of a step."""
+        warm = max(1, round(WARM * self.steps))
+        if step < warm:
+            return self.rate * (step + 1) / warm
+        done = (step - warm) / max(self.steps - warm, 1)
+        return self.rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What parts of the loss count: inner tensors, and of what the answers bring the share that comes from labels."""
+
+    inner: float = 1.0
+    labels: float = 0.0
+    temperature: float = 4.0
+
+
+class Student:
+    """A graph that learns from a teacher's graph; what `training.core.train` calls a Learner.
+
+    Weights that are zero stay zero: those of a pruned model. Steps are Adam's (Kingma & Ba, arXiv:1412.6980), each in
+    proportion to the size of its parameter as in Shazeer & Stern, "Adafactor" (arXiv:1804.04235, section 8), for a
+    model that is not known has layers of any scale, above all where batch norms were folded.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        teacher: Graph,
+        goals: Sequence[Goal],
+        rows: Rows,
+        names: Mapping[str, str],
+        *,
+        rates: Rates,
+        weights: Weights = Weights(),
+        ways: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        """`names` are the teacher's inputs by the student's."""
+        import torch
+
+        self.graph, self.teacher, self.goals, self.rows, self.names = graph, teacher, goals, rows, names
+        self.rates, self.weights, self.ways, self.seed = rates, weights, ways, seed
+        self.masks = {n: (p != 0) for n, p in graph.params.items() if p.dim() > 1 and bool((p == 0).any())}
+        self.first = {n: torch.zeros_like(p) for n, p in graph.params.items()}
+        self.second = {n: torch.zeros_like(p) for n, p in graph.params.items()}
+        self.size = {n: max(float(p.detach().square().mean().sqrt()), LEAST) for n, p in graph.params.items()}
+
+    def learn(self, rows: np.ndarray, step: int) -> float:
+        """One update on these samples; the loss before it."""
+        import torch
+
+        batch = self.rows.batch(rows)
+        if self.ways:
+            batch = augmented(batch, self.ways, np.random.default_rng((self.seed, 3, step)))
+        loss = self._loss(batch)
+        grads = torch.autograd.grad(loss, list(self.graph.params.values()), allow_unused=True)
+        self._update(dict(zip(self.graph.params, grads, strict=True)), step)
+        return float(loss.detach())
+
+    def loss(self, rows: np.ndarray) -> float:
+        """The mean loss of these samples; nothing is learned from them."""
+        import torch
+
+        with torch.no_grad():
+            return float(self._loss(self.rows.batch(rows)))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Weights, and the sums of Adam as ``optimizer/...``."""
+        made = {f"weights/{n}": p.detach().cpu().numpy().copy() for n, p in self.graph.params.items()}
+        for kind, sums in (("first", self.first), ("second", self.second)):
+            made |= {f"optimizer/{kind}/{n}": v.cpu().numpy().copy() for n, v in sums.items()}
+        return made
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take up a state; without the sums of Adam those stay."""
+        import torch
+
+        places = {"weights/": self.graph.params, "optimizer/first/": self.first, "optimizer/second/": self.second}
+        with torch.no_grad():
+            for key, value in state.items():
+                for prefix, tensors in places.items():
+                    if key.startswith(prefix):
+                        tensors[key.removeprefix(prefix)].copy_(torch.from_numpy(np.array(value)))
+
+    def _loss(self, batch: Batch) -> Any:
+        import torch
+
+        device = self.graph.device
+        feeds = {n: torch.from_numpy(np.ascontiguousarray(a)).to(device) for n, a in batch.inputs.items()}
+        counted = self._live(batch)
+        with torch.no_grad():
+            wanted = self.teacher.batch(
+                {self.names[n]: x for n, x in feeds.items()}, [goal.teacher for goal in self.goals]
+            )
+        got = self.graph.batch(feeds, [goal.student for goal in self.goals])
+        total, inner = 0.0, [goal for goal in self.goals if goal.inner]
+        outer = len(self.goals) - len(inner)
+        for k, (goal, mine, theirs) in enumerate(zip(self.goals, got, wanted, strict=True)):
+            part = distance(goal, mine, theirs, self.weights.temperature, counted)
+            if goal.inner:
+                total = total + self.weights.inner / len(inner) * part
+                continue
+            if k == 0 and batch.labels is not None and self.weights.labels:
+                labels, others = (
+                    None if v is None else torch.from_numpy(v).to(device) for v in (batch.labels, batch.others)
+                )
+                truth = by_labels(goal, mine, labels, others, batch.share)
+                part = (1 - self.weights.labels) * part + self.weights.labels * truth
+            total = total + part / outer
+        return total
+
+    def _live(self, batch: Batch) -> Any:
+        """Which positions of padded samples count, [samples, length]; None where there is no mask."""
+        import torch
+
+        rows: list[Sample] = [
+            {n: a[k] for n, a in batch.inputs.items()} for k in range(len(next(iter(batch.inputs.values()))))
+        ]
+        masks = live(rows)
+        if any(mask is None for mask in masks):
+            return None
+        return torch.from_numpy(np.stack([m for m in masks if m is not None])).to(self.graph.device)
+
+    def _update(self, grads: Mapping[str, Any], step: int) -> None:
+        import torch
+
+        rate = self.rates.at(step)
+        keep = [1 - beta ** (step + 1) for beta in BETAS]
+        with torch.no_grad():
+            for name, grad in grads.items():
+                if grad is None:
+                    continue
+                first, second, value = self.first[name], self.second[name], self.graph.params[name]
+                first.mul_(BETAS[0]).add_(grad, alpha=1 - BETAS[0])
+                second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+                change = (first / keep[0]) / ((second / keep[1]).sqrt() + 1e-12)
+                value.add_(change, alpha=-rate * self.size[name])
+                if name in self.masks:
+                    value.mul_(self.masks[name])
