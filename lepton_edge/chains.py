@@ -146,10 +146,13 @@ def _obstacle(chain: Chain, source: str, formats: Sequence[str], recipe: Recipe)
         if not any(step in (s.verb, s.name) and not s.broken for s in known):
             return f"there is no step '{step}' in this installation"
     early = tuple(s for s in chain.steps if s not in stages.LAST)
+    for step in early:
+        works = sorted({s.source for s in known if step in (s.verb, s.name)})
+        if not any(format_ == source or route(source, format_, (), known) for format_ in works):
+            return f"{step} works on {', '.join(works)} models, and no step makes one of {source}"
     ways = [way for f in formats if (way := route(source, f, early, known)) is not None]
     if not ways:
-        works = sorted({s.source for s in known if {s.name, s.verb} & set(early)})
-        return f"no way from {source} through {', '.join(early)}, which work on {', '.join(works)}"
+        return f"no way from {source} through {', '.join(early)} to {', '.join(formats)}"
     if chain.train and recipe.data.training is None:
         return "it trains, and there are no labelled samples to train on: name them with --train"
     try:
