@@ -1,4 +1,4 @@
-"""Pruning of an ONNX model: channels or weights go, what is left is fitted, and trained where that is asked for."""
+"""Pruning of an ONNX model: channels or weights go, what is left is fitted, or trained."""
 
 from __future__ import annotations
 

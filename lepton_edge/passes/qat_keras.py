@@ -1,4 +1,4 @@
-"""Quantization-aware training of a Keras model: the weights end on the very grid that `quantize` gives them.
+"""Quantization-aware training of a Keras model: weights end on the grid that `quantize` gives them.
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
 2018, with trained scales (Esser et al., arXiv:1902.08153). Every kernel computes as whole steps of a symmetric grid,
