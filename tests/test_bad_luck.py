@@ -67,7 +67,7 @@ def test_the_store_on_a_full_disk(box, things, small_disk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [64, 256])
+@pytest.mark.parametrize("kilobytes", [64, 160])
 def test_out_fills_up_in_the_middle_of_a_run(box, things, small_disk, kilobytes):
     disk = small_disk(kilobytes)
     args = ("compress", things / "model.onnx", "--data", things / "data.npz", "--to", "onnx", "--seconds", "0.1")
