@@ -164,13 +164,14 @@ def ratio(
     of the log ratios of those pairs (each the median of its rounds), for two processes of one file differ, too, and
     rounds of one pair do not show it (Kalibera & Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). It is the
     order-statistic one of their median, which one pair that was disturbed does not widen (of nine pairs the second to
-    the eighth); with fewer than six the t-interval, and with one pair that of its rounds. The verdict is "faster" or
-    "slower" where the interval lies beyond ``RESOLUTION`` (with one pair ``RESOLUTION_ALONE``), else "no difference".
+    the eighth); with one pair that of its rounds, and with fewer than six of either the t-interval. The verdict is
+    "faster" or "slower" where the interval lies beyond ``RESOLUTION`` (with one pair ``RESOLUTION_ALONE``), else
+    "no difference".
     """
     logs = [math.log(_middle(x, p) / _middle(y, p)) for x, y in zip(a, b, strict=True)]
     pairs = [median(group) for group in _by(logs, processes)] if processes else []
     values = pairs if len(pairs) > 1 else logs
-    interval = (quantile_interval(sorted(pairs), 0.5) if pairs else None) or mean_interval(values)
+    interval = quantile_interval(sorted(values), 0.5) or mean_interval(values)
     low, high = (math.exp(interval[0]), math.exp(interval[1])) if interval else (0.0, math.inf)
     least = RESOLUTION if len(pairs) > 1 else RESOLUTION_ALONE
     verdict = "faster" if high < 1 - least else "slower" if low > 1 + least else "no difference"
