@@ -48,7 +48,8 @@ def test_masks_are_those_of_tfmot():
     for shape in ((12, 8), (3, 3, 8, 4)):
         weight = RNG.normal(size=shape).astype(np.float32)
         rows = pruning_utils.weights_rearrange(tf.constant(weight))
-        wanted = pruning_utils.m_by_n_sparsity_mask_prepare(pruning_utils.generate_m_by_n_mask(rows, (2, 4)), shape)
+        kept = tf.constant(pruning_utils.generate_m_by_n_mask(rows, (2, 4)))
+        wanted = pruning_utils.m_by_n_sparsity_mask_prepare(kept, tf.TensorShape(shape))
         assert np.array_equal(masks.mask(weight, 0.5, masks.pattern("2:4"), len(shape) - 2), wanted.numpy() == 1)
 
     def theirs(weight, share, block):
