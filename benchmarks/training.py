@@ -262,7 +262,7 @@ def rival(task: Task, folder: Path, what: str) -> dict:
     out = folder / f"tfmot-{what}.tflite"
     options = {"prune": effort.prune, "cluster": effort.cluster, "qat": effort.qat, "sparsity": task.sparsity}
     options |= {"batch": effort.batch, "scale": 1 / 255 if task.preprocess else 1.0}
-    command = [sys.executable, str(HERE / "rivals" / "tfmot_alone.py"), what, str(folder), task.model, str(out)]
+    command = [sys.executable, str(HERE / "rivals" / "_tfmot_alone.py"), what, str(folder), task.model, str(out)]
     start = time.monotonic()
     done = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True, check=False)
     told = {"seconds": round(time.monotonic() - start, 1)}
