@@ -29,13 +29,18 @@ class Feeds:
     training: Feed | None
     preprocess: Preprocess
     warnings: tuple[str, ...] = ()
+    tunes: bool = False  # what is pruned on its ONNX form is trained, too
 
     def by_verb(self) -> dict[str, Feed]:
         """Which samples a pass of a verb works on."""
         given = {"quantize": self.calibration, "cluster": self.training, "qat": self.training}
         given |= dict.fromkeys(("prune", "finetune"), self.training or self.calibration)
-        given |= {"prune_keras": self.training, "prune_onnx": self.calibration or self.training}
+        given |= {"prune_keras": self.training, "prune_onnx": self._fitted()}
         return {verb: feed for verb, feed in given.items() if feed is not None}
+
+    def _fitted(self) -> Feed | None:
+        first, second = (self.training, self.calibration) if self.tunes else (self.calibration, self.training)
+        return first or second
 
     def labels(self) -> Any | None:
         """The labels of the evaluation samples: int64 [count], or None."""
@@ -75,32 +80,7 @@ def open_feeds(
             raise LeptonError(f"{source.art.path}: {e.message}", e.hint) from e
         note = "checked on seeded random inputs, for no data were given"
         return Feeds(feed, None, None, preprocess, (note,))
-    if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
-        raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
-    trained = [v for v in verbs if v in (*CHAIN, "prune_keras")]
-    if trained and not fine_tunes(through or source.art.format):
-        trained.remove("prune") if "prune" in trained else None
-        if trained:
-            raise LeptonError(
-                f"{source.art.path.name}: {trained[0]} trains Keras models, and this is {source.art.format}",
-                "without training, quantize and prune work on it",
-            )
-    trains = bool(trained)
-    if trains and data.training is None:
-        raise LeptonError(
-            f"{trained[0]} needs labelled samples to fine-tune on",
-            "name them with --train"
-            + ("; a model converted to ONNX is pruned without training, on --data" if trained == ["prune"] else ""),
-        )
-    # Without labels every sample that there is teaches something: --data is then trained on as a whole.
-    fits = "prune_onnx" in verbs or ("prune" in verbs and "prune" not in trained)
-    tunes = "finetune" in verbs or (fits and not trains and bool((recipe.prune or {}).get("epochs")))
-    learned = data.training or (data.calibration if tunes else None)
-    if "finetune" in verbs and learned is None:
-        raise LeptonError("finetune needs samples to train on", "name them with --data, or labelled ones with --train")
-    calibrating = data.calibration or (data.training if fits else None)
-    if fits and calibrating is None:
-        raise LeptonError("prune needs calibration samples", "name a .npz, .npy or image folder with --data")
+    needs = _needs(recipe, verbs, through or source.art.format, source.art.path.name)
     warnings: list[str] = []
     classes = _classes(source.outputs)
 
@@ -130,12 +110,12 @@ def open_feeds(
 
     evaluation = read(evaluated, data.evaluation_samples, "evaluation")
     calibration = training = None
-    if calibrating and ("quantize" in verbs or (fits and not tunes)):
-        calibration = read(calibrating, data.samples, "calibration")
+    if needs.calibrating:
+        calibration = read(needs.calibrating, data.samples, "calibration")
         _check_sizes(calibration, evaluation)
-    if learned and (trains or tunes):
-        training = read(learned, None, "training")
-        if not trains:
+    if needs.learned:
+        training = read(needs.learned, None, "training")
+        if needs.tunes:
             _check_sizes(training, evaluation)
     if verbs and evaluated != data.evaluation:
         what = "accuracy" if evaluation.labels else "nearness to the source model"
@@ -144,7 +124,42 @@ def open_feeds(
         warnings.append("calibration and evaluation samples are the same: figures are not those on unseen data")
     if evaluation.count < 100:
         warnings.append(f"only {evaluation.count} evaluation samples: a few points of accuracy are noise")
-    return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)))
+    return Feeds(evaluation, calibration, training, preprocess, tuple(dict.fromkeys(warnings)), needs.tunes)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """The samples that verbs ask for: paths to read or None; ``tunes``: a pass on ONNX files trains on ``learned``."""
+
+    calibrating: str | None
+    learned: str | None
+    tunes: bool
+
+
+def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Needs:
+    """What verbs on models of a format need of the recipe's data. Raises LeptonError for what is not given."""
+    data, keras = recipe.data, fine_tunes(format_)
+    if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
+        raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
+    trained = [v for v in verbs if v in (*CHAIN, "prune_keras") and (keras or v != "prune")]
+    if trained and not keras:
+        raise LeptonError(
+            f"{name}: {trained[0]} trains Keras models, and this is {format_}",
+            "without training, quantize and prune work on it",
+        )
+    if trained and data.training is None:
+        converted = "; a model converted to ONNX is pruned without training, on --data" if trained == ["prune"] else ""
+        raise LeptonError(f"{trained[0]} needs labelled samples to fine-tune on", f"name them with --train{converted}")
+    # Without labels every sample that there is teaches something: --data is then trained on as a whole.
+    fits = "prune_onnx" in verbs or ("prune" in verbs and not keras)
+    tunes = "finetune" in verbs or (fits and not trained and bool((recipe.prune or {}).get("epochs")))
+    learned = data.training or data.calibration if tunes else data.training if trained else None
+    if "finetune" in verbs and learned is None:
+        raise LeptonError("finetune needs samples to train on", "name them with --data, or labelled ones with --train")
+    calibrating = data.calibration or (data.training if fits else None)
+    if fits and calibrating is None:
+        raise LeptonError("prune needs calibration samples", "name a .npz, .npy or image folder with --data")
+    return _Needs(calibrating if "quantize" in verbs or (fits and not tunes) else None, learned, tunes)
 
 
 def fine_tunes(format_: str) -> bool:

@@ -158,3 +158,25 @@ def test_smallest_on_an_onnx_model(tmp_path):
     assert picked["zip_bytes"] <= 1.011 * min(c["zip_bytes"] for c in fine)
     assert "zip" in sparse["gains"][0] and sparse["gains"][0]["to"] == "tflite-int8"
     assert "sparse-50-int8" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("epochs", "name"), [(0, "calib"), (5, "train")])
+def test_what_is_pruned_on_its_onnx_form_learns_from_training_samples_where_it_trains(tmp_path, epochs, name):
+    """Also in a chain that calibrates a quantizer: `--data` and `--train` are told apart."""
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    from lepton_edge import run_feeds, stages
+    from lepton_edge.progress import Silent
+
+    network(tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    for role, count in (("calib", 5), ("train", 9), ("eval", 7)):
+        np.savez(tmp_path / f"{role}.npz", x=rng.normal(size=(count, 3, 12, 12)).astype(np.float32))
+    paths = {k: str(tmp_path / f"{v}.npz") for k, v in
+             (("calibration", "calib"), ("training", "train"), ("evaluation", "eval"))}  # fmt: skip
+    recipe = Recipe(data=Data(**paths), prune={"macs": 0.5, "epochs": epochs} if epochs else {"macs": 0.5})
+    with stages.road(tmp_path, Silent()) as road:
+        source = stages.load_source(road, tmp_path / "m.onnx")
+        feeds = run_feeds.open_feeds(road, source, recipe, ("prune", "quantize")).by_verb()
+    count = {"calib": 5, "train": 9}[name]
+    assert feeds["prune"].count == feeds["prune_onnx"].count == count and feeds["quantize"].count == 5
