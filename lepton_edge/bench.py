@@ -82,14 +82,14 @@ class How:
         """As a recipe asks, on so many threads. Raises UsageError for processors that cannot be read."""
         return cls(recipe.seconds, recipe.rounds, recipe.processes, threads, cpu_list(recipe.cpus), seed)
 
-    def shares(self) -> int:
+    def starts(self) -> int:
         """The fresh processes that each model gets."""
         fit = int(self.seconds / PROCESS_S)
         return min(self.rounds or ROUNDS, self.processes or (1 if fit < 3 else min(PROCESSES, fit)))
 
     def turns(self, process: int, least_s: float) -> int:
         """The turns in a process; they take ``least_s`` at least."""
-        processes = self.shares()
+        processes = self.starts()
         if self.rounds:
             return self.rounds // processes + (process < self.rounds % processes)
         return max(-(-ROUNDS // processes), round(self.seconds / processes / least_s))
@@ -139,7 +139,7 @@ def measure(
     A model that fails costs only its own figures: its Timing carries the error. Raises PlaceLost when the place is.
     """
     how, say, place = how or How(), progress or (lambda *_: None), place or Here()
-    order, processes, windows = random.Random(how.seed), how.shares(), []
+    order, processes, windows = random.Random(how.seed), how.starts(), []
     records = {e.name: _Record() for e in entrants}
     for p in range(processes):
         left = [e for e in entrants if records[e.name].error is None]

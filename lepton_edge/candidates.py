@@ -186,7 +186,7 @@ def _row(c: Candidate, root: Path, ratio: dict | None, zip_bytes: int | None, ga
         "sha256": art.sha256 if art else None,
         "size_bytes": art.size_bytes if art else None,
         "zip_bytes": zip_bytes,
-        **{key: c.counts.get(key) for key in facts.KEYS},
+        **{key: c.counts.get(key) for key in (*facts.KEYS, "uncounted")},
         "steps": list(c.model.steps) if c.model else [],
         "status": "failed" if c.error else "ok",
         "error": {"message": c.error.message, "hint": c.error.hint} if c.error else None,

@@ -23,11 +23,11 @@ def inspect_model(road: Road, art: Artifact) -> dict:
 
 
 def counts(road: Road, art: Artifact) -> dict:
-    """The counts of a file by KEYS, each None where it cannot be known; "why" then says what is in the way."""
+    """The counts of a file by KEYS, each None where it cannot be known; "uncounted" then says why."""
     if art.format not in inspector_files():
-        return {**dict.fromkeys(KEYS), "why": f"there is no inspector for {art.format} models"}
+        return {**dict.fromkeys(KEYS), "uncounted": f"there is no inspector for {art.format} models"}
     try:
         found = inspect_model(road, art)
     except LeptonError as e:
-        return {**dict.fromkeys(KEYS), "why": e.message}
+        return {**dict.fromkeys(KEYS), "uncounted": e.message}
     return {key: found[key] for key in KEYS}

@@ -52,7 +52,7 @@ def _row(c: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 def _count(c: dict[str, Any], source: dict[str, Any], key: str) -> Cell:
     """A count, and its share of the source model's."""
     if not finite(c.get(key)):
-        return missing("not counted in files of this kind")
+        return missing(c.get("uncounted") or "not counted in files of this kind")
     known = finite(source.get(key)) and source[key] > 0 and c is not source
     share = f"{number(c[key] / source[key], 2)}× source" if known else ""
     return Cell(f"{c[key]:,}", share, sort=c[key])

@@ -104,7 +104,7 @@ def compared(seconds=6.0, **changes):
 def test_shares_of_rounds():
     def turns(least_s=0.02, **how):
         made = bench.How(**how)
-        return [made.turns(p, least_s) for p in range(made.shares())]
+        return [made.turns(p, least_s) for p in range(made.starts())]
 
     assert turns(seconds=3.0) == [25] * 6
     assert turns(seconds=1.0) == [50], "one process where starting more would take most of the time"

@@ -162,7 +162,7 @@ def train(learner: Learner, plan: Plan, checkpoint: Checkpoint | None = None, to
         while run.outcome.ended == "" and run.epoch < plan.epochs:
             run.one_epoch()
         run.finish()
-    except Exception as e:
+    except Exception as e:  # frameworks share no error for memory; whatever else it is goes on
         if out_of_memory(e):
             half = max(min(plan.batch_size, len(rows)) // 2, 1)
             fix = f"set batch_size to {half}" if plan.batch_size > 1 else "use a smaller model, or a larger machine"
