@@ -78,7 +78,7 @@ def pruned(model: ResNet8, x: torch.Tensor, y: torch.Tensor, share: float) -> tu
     before = tp.utils.count_ops_and_params(model, example)[0]
     steps = 40
     pruner = tp.pruner.BasePruner(
-        model, example, importance=tp.importance.GroupTaylorImportance(), global_pruning=True, pruning_ratio=0.8,
+        model, example, importance=tp.importance.GroupTaylorImportance(), pruning_ratio=0.8,
         iterative_steps=steps, ignored_layers=[model.dense], round_to=8,
     )  # fmt: skip
     for step in range(steps):
