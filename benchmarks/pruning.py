@@ -2,7 +2,7 @@
 
     python benchmarks/pruning.py [--models NAME ...] [--only-latency | --no-latency] [--quick]
 
-Every variant of VARIANTS is one recipe. Its ONNX file is made by `lepton-edge prune` and converted to TFLite and
+Every variant of VARIANTS is one recipe. Its file is made by `lepton-edge prune` or `factorize` in ONNX, TFLite and
 OpenVINO; each is judged in its runtime against the float model, then those of one runtime are timed in turn beside the
 float file. Results are kept in benchmarks/results/pruning/<model>.json; BENCHMARKS.md is generated from them.
 """
@@ -23,19 +23,21 @@ from page import table, update
 from quantization import QUICK, TIMING, spread, stamp, tidy
 
 FOLDER = RESULTS / "pruning"
-# model: {variant: (title, [prune] section of the recipe)}
+# model: {variant: (title, command, its section of the recipe)}
 VARIANTS = {
     "mobilenet_v2": {
-        "channels-80": ("channels, 80 % of MACs", {"macs": 0.8}),
-        "channels-80-any": ("the same, widths in multiples of 1", {"macs": 0.8, "round_to": 1}),
-        "channels-80-magnitude": ("the same by magnitude", {"macs": 0.8, "importance": "magnitude"}),
-        "weights-50": ("half of the weights zero", {"sparsity": 0.5}),
-        "2-of-4": ("2:4", {"method": "2:4"}),
+        "channels-80": ("channels, 80 % of MACs", "prune", {"macs": 0.8}),
+        "channels-80-any": ("the same, widths in multiples of 1", "prune", {"macs": 0.8, "round_to": 1}),
+        "channels-80-magnitude": ("the same by magnitude", "prune", {"macs": 0.8, "importance": "magnitude"}),
+        "weights-50": ("half of the weights zero", "prune", {"sparsity": 0.5}),
+        "2-of-4": ("2:4", "prune", {"method": "2:4"}),
     },
     "minilm": {
-        "channels-75": ("heads and neurons, 75 % of MACs", {"macs": 0.75}),
-        "weights-50": ("half of the weights zero", {"sparsity": 0.5}),
-        "2-of-4": ("2:4", {"method": "2:4"}),
+        "channels-75": ("heads and neurons, 75 % of MACs", "prune", {"macs": 0.75}),
+        "lowrank-85": ("low-rank products, 85 % of MACs", "factorize", {"macs": 0.85}),
+        "lowrank-75": ("low-rank products, 75 % of MACs", "factorize", {"macs": 0.75}),
+        "weights-50": ("half of the weights zero", "prune", {"sparsity": 0.5}),
+        "2-of-4": ("2:4", "prune", {"method": "2:4"}),
     },
 }
 
@@ -86,17 +88,17 @@ def run(made_of: models.Prepared, args: argparse.Namespace) -> dict:
 
 def pruned(made_of: models.Prepared, variant: str) -> Artefact:
     """A variant in every format, by the command line; finished steps come from the store."""
-    title, options = VARIANTS[made_of.name][variant]
+    title, verb, options = VARIANTS[made_of.name][variant]
     folder = cache("pruned", made_of.name, variant)
     recipe, result = folder / "recipe.toml", Artefact(variant, title, "ours")
-    recipe.write_text("[prune]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items()))
+    recipe.write_text(f"[{verb}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items()))
     data = ("--data", made_of.calib, "--eval", made_of.eval)
     start = time.monotonic()
     try:
         for runtime in RUNTIMES:
             file = folder / f"model{FORMATS[runtime]}"
-            told = cli("prune", made_of.model, *data, "--recipe", recipe, "--to", FORMAT_OF[runtime], "-o", file)
-            step = next(s for s in told["steps"] if s["step"] == "prune_onnx")
+            told = cli(verb, made_of.model, *data, "--recipe", recipe, "--to", FORMAT_OF[runtime], "-o", file)
+            step = next(s for s in told["steps"] if s["step"] == f"{verb}_onnx")
             result.made = {"seconds": round(step["seconds"], 1), "result": step["result"]} | result.made
             result.files[runtime] = file
     except Missing as error:

@@ -3,6 +3,7 @@
     python benchmarks/vendor_tool.py TOOL MODEL FEED SECONDS COUNT
 
 ours            one process of the harness
+bare            what the tools of LiteRT and OpenVINO time, in the session and with the samples of the harness
 bert_perf_test  ONNX Runtime's own loop (onnxruntime.transformers; the wheel has no onnxruntime_perf_test)
 litert          LiteRT's benchmark_litert_model, from its wheel
 benchmark_app   OpenVINO's benchmark_app, from its wheel
@@ -18,6 +19,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +50,25 @@ def ours(model: str, feed: str, seconds: float, count: int) -> dict:
     if timing.error or not timing.latency:
         raise SystemExit(str(timing.error))
     return {"p50_ms": timing.latency["p50_ms"], "count": timing.latency["count"]}
+
+
+def bare(model: str, feed: str, seconds: float, count: int) -> dict:
+    """What the runtime's own tool times, in the loop and with the feed of the harness: no input written, none read.
+
+    In LiteRT ``invoke`` alone, in OpenVINO the request by its own clock, without the call from Python.
+    """
+    session, samples = opened(model, feed)
+    times: list[float] = []
+    litert = hasattr(session, "_interpreter")
+    for k in range(count):
+        session.run(samples[k % len(samples)])
+        if litert:
+            start = time.perf_counter_ns()
+            session._interpreter.invoke()
+            times.append((time.perf_counter_ns() - start) / 1e6)
+        else:
+            times.append(session._request.latency)
+    return {"p50_ms": statistics.median(times), "count": count}
 
 
 def bert_perf_test(model: str, feed: str, seconds: float, count: int) -> dict:
@@ -129,7 +150,7 @@ def loadgen(model: str, feed: str, seconds: float, count: int) -> dict:
 
 def main() -> None:
     """Run one tool."""
-    tools = {f.__name__: f for f in (ours, bert_perf_test, litert, benchmark_app, loadgen)}
+    tools = {f.__name__: f for f in (ours, bare, bert_perf_test, litert, benchmark_app, loadgen)}
     name, model, feed, seconds, count = sys.argv[1:]
     print("\n" + json.dumps(tools[name](model, feed, float(seconds), int(count))), flush=True)
 

@@ -33,6 +33,7 @@ from lepton_edge import (
     rundir,
     stages,
     verify,
+    within,
 )
 from lepton_edge import check as runtime_check
 from lepton_edge.analysis import files
@@ -113,15 +114,17 @@ def convert(
     ask: Conversion | None = None,
     max_drop: float | None = None,
     through: str = "",
+    latency: float | None = None,
 ) -> dict:
     """Bring a model to ``target`` format, with ``verbs`` (quantize, prune) applied, and hold it against the source.
 
     ``ask`` says what else it has to be: sizes, batch, float16 weights, the runtime release it has to load in.
     With ``max_drop`` (points of top-1, on labelled samples) a quantization climbs the rescue ladder until it is met.
-    ``through`` is a format that it is brought to before any of the ``verbs``. Without data a plain conversion is
-    checked on seeded random inputs. Writes the artefact to ``out`` and returns its figures. Raises LeptonError when a
-    conversion differs from its source beyond the noise of its arithmetic, naming the first tensor that does where that
-    can be found.
+    ``through`` is a format that it is brought to before any of the ``verbs``. A pruning takes away as much as it needs
+    for ``latency``, a share of the model's own, measured in the runtime of the target on the device. Without
+    data a plain conversion is checked on seeded random inputs. Writes the artefact to ``out`` and returns its figures.
+    Raises LeptonError when a conversion differs from its source beyond the noise of its arithmetic, naming the first
+    tensor that does where that can be found.
     """
     (target,) = targets((target,))
     ask = ask or Conversion()
@@ -158,16 +161,22 @@ def convert(
         if "quantize" in verbs:
             feeds = lint.scored(feeds, reference)
 
+        tried = None
+        if latency is not None:
+            given = (feeds.by_verb(), feeds.evaluation, recipe, latency)
+            share, tried = within.share_of(road, start, target, options, *given)
+            options = within.settled(options, share)
+
         def prove(options: dict[str, dict]) -> rescue.Proven:
             return routes.proven(road, source, start, target, verbs, options, feeds, reference)
 
         rungs = None
         if max_drop is not None and _rescues(verbs, recipe, reference, feeds):
-            tried = rescue.climb(road, prove, options, max_drop)
+            climbed = rescue.climb(road, prove, options, max_drop)
             plain = stages.travel(road, start, target, (), {}, {})
             threads = record.threads(recipe, get_device(recipe.compress.device))
-            rungs = rescue.costs(road, tried, plain, feeds.evaluation, recipe, threads)
-            result, got, figures = rescue.best(tried, max_drop)
+            rungs = rescue.costs(road, climbed, plain, feeds.evaluation, recipe, threads)
+            result, got, figures = rescue.best(climbed, max_drop)
         else:
             result, got, figures = prove(options)
         if release:
@@ -175,7 +184,7 @@ def convert(
         written = copy_artifact(result.art, out)
         told = facts.inspect_model(road, written) if written.format in inspector_files() else {"operators": {}}
     made = record.artifact_record(written, result, figures, got.info, feeds, recipe.quantize)
-    more = {"rungs": rungs} if rungs else {}
+    more = {name: rows for name, rows in (("rungs", rungs), ("latency_tried", tried)) if rows}
     return made | more | {"transposes": routes.transposes(told), "operators": told["operators"]}
 
 
@@ -215,24 +224,43 @@ def quantize(
     return _with_verb("quantize", model, target, out, recipe, progress, max_drop)
 
 
-def prune(model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None) -> dict:
+def prune(
+    model: Path,
+    target: str | None,
+    out: Path | None,
+    recipe: Recipe,
+    progress: Silent | None = None,
+    *,
+    latency: float | None = None,
+) -> dict:
     """Prune a model: Keras models while they are fine-tuned on labelled samples, others on their ONNX form.
 
-    So are Keras models where channels are to go, or an option is one of that way alone. Raises UsageError for options
-    that no single way has.
+    So are Keras models where channels are to go, or an option is one of that way alone. ``latency`` takes the place of
+    the option macs; see convert(). Raises UsageError for options that no single way has.
     """
     known = {s.name: s.options for s in registry.steps() if s.verb == "prune"}
     asked = dict(recipe.prune or {})
     keras = run_feeds.fine_tunes(detect(model))
-    through = bool(keras and (asked.get("method") == "channels" or any(k not in known["prune_keras"] for k in asked)))
+    own = latency is not None or asked.get("method") == "channels" or any(k not in known["prune_keras"] for k in asked)
+    through = keras and own
     way = "prune_keras" if keras and not through else "prune_onnx"
     for name in asked:
         if name not in known[way]:
             other = " (channels go on its ONNX form, without training unless --epochs is given)" if through else ""
             raise UsageError(f"{model}: '{name}' is no option of {way}{other}", "leave it out")
     if through:
-        return convert(model, target or "onnx", out, recipe, progress, verbs=("prune",), through="onnx")
-    return _with_verb("prune", model, target, out, recipe, progress)
+        return convert(
+            model, target or "onnx", out, recipe, progress, verbs=("prune",), through="onnx", latency=latency
+        )
+    target = target or _place_of("prune", detect(model), model)
+    return convert(model, target, out, recipe, progress, verbs=("prune",), latency=latency)
+
+
+def factorize(
+    model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
+) -> dict:
+    """Factorise a model's dense layers on its ONNX form, without training, by the recipe's options."""
+    return _with_verb("factorize", model, target, out, recipe, progress)
 
 
 def train(

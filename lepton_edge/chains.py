@@ -35,7 +35,12 @@ from lepton_edge.recipe import Recipe
 
 GOALS = ("latency", "size", "balanced")
 KEYS = ("name", "steps", "train", "after")
-DONE = {"prune": "pruned", "cluster": "clustered", "qat": "qat"}  # what a model is called after a verb
+DONE = {
+    "prune": "pruned",
+    "factorize": "lowrank",
+    "cluster": "clustered",
+    "qat": "qat",
+}  # what a model is called after a verb
 
 
 @dataclass(frozen=True)

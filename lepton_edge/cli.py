@@ -144,7 +144,7 @@ def quantize(model: ModelArg, to: ToOne = None, out: OutFile = None, *, opts: Si
     _artifact("quantize", model, to, out, opts)
 
 
-@command(app, DATA, TRAIN, TUNING, DROP)
+@command(app, DATA, TRAIN, TUNING, DROP, TARGET)
 def prune(
     model: ModelArg,
     method: Annotated[
@@ -156,6 +156,14 @@ def prune(
     macs: Annotated[
         float | None,
         typer.Option("--macs", min=0.0, max=1.0, help="Channels: share of the multiply-accumulates that stays (0.8)."),
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            "--latency",
+            metavar="SHARE",
+            help="Channels, instead of --macs: at most this share of the model's own latency, measured on --device.",
+        ),
     ] = None,
     sparsity: Annotated[
         float | None,
@@ -185,6 +193,7 @@ def prune(
     --epochs it is also trained towards them, on all samples of --train, labelled or not, or of --data (needs PyTorch).
 
     Example: `lepton-edge prune model.onnx --data calib.npz --macs 0.8`
+    · `lepton-edge prune model.onnx --data calib.npz --latency 0.7 --to tflite --device pi`
     · `lepton-edge prune model.onnx --train train.npz --eval test.npz --macs 0.5 --epochs 60`
     """
     import dataclasses
@@ -196,7 +205,40 @@ def prune(
     given = {"method": method, "macs": macs, "sparsity": sparsity, "round_to": round_to, **clikit.tuning(opts)}
     given |= {"importance": importance, "rounds": rounds}
     chosen = {**(recipe.prune or {}), **{name: value for name, value in given.items() if value is not None}}
-    made = api.prune(model, to, out, dataclasses.replace(recipe, prune=chosen), progress(opts))
+    made = api.prune(model, to, out, dataclasses.replace(recipe, prune=chosen), progress(opts), latency=latency)
+    emit(made, opts, lambda: show.artifact(made))
+    check_drop(made, opts.max_drop)
+
+
+@command(app, DATA, DROP)
+def factorize(
+    model: ModelArg,
+    macs: Annotated[
+        float | None,
+        typer.Option("--macs", min=0.0, max=1.0, help="Share of the multiply-accumulates that stays (0.8)."),
+    ] = None,
+    round_to: Annotated[int | None, typer.Option("--round-to", min=1, help="Ranks are a multiple of it (8).")] = None,
+    to: ToOne = None,
+    out: OutFile = None,
+    *,
+    opts: SimpleNamespace,
+) -> None:
+    """Put two thin products in the place of large dense layers.
+
+    Only where that is measured faster. On the ONNX form, without training: ranks go where outputs on calibration
+    samples (--data) miss least, and what is left is fitted to the original's answers.
+
+    Example: `lepton-edge factorize model.onnx --data calib.npz --eval test.npz --macs 0.75`
+    """
+    import dataclasses
+
+    from lepton_edge import api, show
+
+    opts.to = None
+    recipe = recipe_from(opts)
+    given = {name: value for name, value in {"macs": macs, "round_to": round_to}.items() if value is not None}
+    chosen = {**(recipe.factorize or {}), **given}
+    made = api.factorize(model, to, out, dataclasses.replace(recipe, factorize=chosen), progress(opts))
     emit(made, opts, lambda: show.artifact(made))
     check_drop(made, opts.max_drop)
 

@@ -20,6 +20,9 @@ preset = "smallest"           # or fastest, balanced: more candidates, see lepto
 [prune]                       # options of the prune pass; the section's presence asks for pruning
 sparsity = 0.5
 
+[factorize]                   # options of low-rank factorisation (on the ONNX form); as above
+macs = 0.8
+
 [cluster]                     # options of weight clustering (Keras models); the section's presence asks for it
 clusters = 16
 
@@ -49,7 +52,8 @@ from typing import Any
 
 from lepton_edge.errors import UsageError, did_you_mean
 
-CHAIN = ("prune", "cluster", "qat")  # what comes before quantizing, in this order: each keeps what the others made
+# What comes before quantizing, in this order: each keeps what the others made.
+CHAIN = ("prune", "factorize", "cluster", "qat")
 GIVEN = ("data", "teacher", "teacher_sha256")  # options of passes that the command line gives them
 POSITIVE = ("samples", "evaluation_samples", "seconds", "rounds", "processes")
 
@@ -92,12 +96,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe; ``prune``, ``finetune``, ``cluster``, ``qat`` and ``quantize`` hold options of the passes."""
+    """A validated recipe; tables named as the verbs hold options of the passes."""
 
     data: Data = Data()
     preprocess: dict[str, Any] = field(default_factory=dict)
     compress: Compress = Compress()
     prune: dict[str, Any] | None = None
+    factorize: dict[str, Any] | None = None
     cluster: dict[str, Any] | None = None
     qat: dict[str, Any] | None = None
     finetune: dict[str, Any] = field(default_factory=dict)

@@ -116,7 +116,7 @@ def run_record(
             "to": list(formats),
             **asdict(recipe.bench),
             "prune": recipe.prune,
-            **{verb: told for verb in ("cluster", "qat") if (told := getattr(recipe, verb)) is not None},
+            **{verb: told for verb in ("factorize", "cluster", "qat") if (told := getattr(recipe, verb)) is not None},
             "quantize": recipe.quantize,
         },
         "reference": {"runtime": reference.info, "accuracy": base},
@@ -283,6 +283,7 @@ def scheme(verbs: Sequence[str], quantize: Mapping[str, Any] | None = None) -> s
     names = {
         "prune": "pruned",
         "finetune": "finetuned",
+        "factorize": "lowrank",
         "cluster": "clustered",
         "qat": "qat",
         "quantize": label(quantize or {}),

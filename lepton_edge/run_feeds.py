@@ -15,9 +15,11 @@ from lepton_edge.plan import route
 from lepton_edge.ports import Port, Ports
 from lepton_edge.preprocess import Preprocess, from_dict
 from lepton_edge.quant.schemes import needs_data
-from lepton_edge.recipe import CHAIN, Recipe
+from lepton_edge.recipe import Recipe
 from lepton_edge.stages import Road, Source
 from lepton_edge.training import user_data
+
+TRAINED = ("cluster", "qat")  # on Keras models, as pruning them is
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Feeds:
         """Which samples a pass of a verb works on."""
         given = {"quantize": self.calibration, "cluster": self.training, "qat": self.training}
         given |= dict.fromkeys(("prune", "finetune"), self.training or self.calibration)
-        given |= {"prune_keras": self.training, "prune_onnx": self._fitted()}
+        given |= {"prune_keras": self.training, "prune_onnx": self._fitted(), "factorize": self._fitted()}
         return {verb: feed for verb, feed in given.items() if feed is not None}
 
     def _fitted(self) -> Feed | None:
@@ -141,7 +143,7 @@ def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Ne
     data, keras = recipe.data, fine_tunes(format_)
     if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
         raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
-    trained = [v for v in verbs if v in (*CHAIN, "prune_keras") and (keras or v != "prune")]
+    trained = [v for v in verbs if v in (*TRAINED, "prune_keras") or (v == "prune" and keras)]
     if trained and not keras:
         raise LeptonError(
             f"{name}: {trained[0]} trains Keras models, and this is {format_}",
@@ -151,14 +153,17 @@ def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Ne
         converted = "; a model converted to ONNX is pruned without training, on --data" if trained == ["prune"] else ""
         raise LeptonError(f"{trained[0]} needs labelled samples to fine-tune on", f"name them with --train{converted}")
     # Without labels every sample that there is teaches something: --data is then trained on as a whole.
-    fits = "prune_onnx" in verbs or ("prune" in verbs and not keras)
+    fitted = [v for v in verbs if v in ("factorize", "prune_onnx") or (v == "prune" and not keras)]
+    fits = bool(fitted)
     tunes = "finetune" in verbs or (fits and not trained and bool((recipe.prune or {}).get("epochs")))
     learned = data.training or data.calibration if tunes else data.training if trained else None
     if "finetune" in verbs and learned is None:
         raise LeptonError("finetune needs samples to train on", "name them with --data, or labelled ones with --train")
     calibrating = data.calibration or (data.training if fits else None)
     if fits and calibrating is None:
-        raise LeptonError("prune needs calibration samples", "name a .npz, .npy or image folder with --data")
+        raise LeptonError(
+            f"{fitted[0].split('_')[0]} needs calibration samples", "name a .npz, .npy or image folder with --data"
+        )
     return _Needs(calibrating if "quantize" in verbs or (fits and not tunes) else None, learned, tunes)
 
 

@@ -140,6 +140,8 @@ def artifact(made: dict) -> None:
         _line(console, f"  {step['step']} ({took})" + "".join(f"; {n}" for n in step["notes"]), style="dim")
     if made.get("rungs"):
         _rungs(made["rungs"])
+    if made.get("latency_tried"):
+        _tried(made["latency_tried"])
     _parity(made)
     warnings(made["warnings"])
 
@@ -156,6 +158,14 @@ def _rungs(rows: list[dict]) -> None:
         table.add_row(
             row["rung"], drop, sqnr, size(row["size_bytes"]) if row["size_bytes"] else DASH, latency, ratio, told
         )
+    _console().print(table)
+
+
+def _tried(rows: list[dict]) -> None:
+    """Shares of the multiply-accumulates, and what each was measured to take."""
+    table = _table(">MACs", ">time", "95 %")
+    for row in rows:
+        table.add_row(percent(row["macs"]), f"{row['ratio']['median']:.3f}x", interval(row["ratio"]["ci95"]))
     _console().print(table)
 
 

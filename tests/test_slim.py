@@ -11,13 +11,13 @@ from slim_nets import Builder, encoder, random_net
 from typer.testing import CliRunner
 
 from lepton_edge.cli import app
-from lepton_edge.errors import LeptonError, LimitError
+from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import open_data, write_feed
 from lepton_edge.passes import prune_onnx
 from lepton_edge.quant.core import decibels, distance_of
 from lepton_edge.quant.prepare import prepare
 from lepton_edge.quant.rounding import unit_upper
-from lepton_edge.slim import core, drive_sparse, latency, sparse
+from lepton_edge.slim import core, drive_sparse, sparse
 from lepton_edge.slim.live import live
 
 onnx = pytest.importorskip("onnx")
@@ -113,20 +113,6 @@ def test_a_layer_applied_by_head_survives_the_loss_of_heads(tmp_path):
     made = core.prune(path, samples[:40], core.Options(macs=0.8, round_to=4))
     assert any(width < whole == 32 for width, whole in made.figures["widths"].values())
     assert loss(path, made, samples[40:]) > 3
-
-
-def test_a_latency_limit_is_halved_in_on(studied):
-    found, _ = studied
-
-    def time_of(net):  # stands for a measurement: weights are what it costs
-        return sum(array.size for array in net.consts.values()) / 1e4
-
-    whole = time_of(found.trace.net)
-    share, seen = latency.share_for(found, core.Options(round_to=4), 0.75 * whole, time_of)
-    assert time_of(core.apply(found, (), core.Options(macs=share)).net) <= 0.75 * whole
-    assert max(s for s, t in seen if t <= 0.75 * whole) == round(share, 4)
-    with pytest.raises(LimitError, match="the narrowest net"):
-        latency.share_for(found, core.Options(), 0.0, time_of)
 
 
 @pytest.mark.parametrize("method", ["weights", "2:4"])
