@@ -132,7 +132,8 @@ def convert(
     art = open_artifact(model)
     release = runtime_check.release(ask.runtime, target) if ask.runtime else None
     fits = release is not None and any(step.name == f"fit_{target}" for step in registry.steps())
-    verbs = (*verbs, *(["halve"] if ask.dtype == "float16" else []), *(["fit"] if fits else []))
+    stored = {"float16": ("halve",), "sparse": ("sparse",)}.get(ask.dtype, ())
+    verbs = (*verbs, *stored, *(["fit"] if fits else []))
     if "quantize" in verbs:
         recipe = _for_device(recipe)
         schemes.require(recipe.quantize, target)

@@ -236,7 +236,7 @@ CONVERT: Group = {
         None,
     ),
     "dtype": (
-        Annotated[str, typer.Option("--dtype", help="How weights are stored: float32 or float16.")],
+        Annotated[str, typer.Option("--dtype", help="How weights are stored: float32, float16, sparse (TFLite).")],
         "float32",
     ),
     "trust": (

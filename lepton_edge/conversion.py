@@ -9,14 +9,15 @@ from typing import Any
 from lepton_edge import shapes
 from lepton_edge.errors import LeptonError, UsageError
 
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "sparse")
 
 
 @dataclass(frozen=True)
 class Conversion:
     """``shapes`` ("x=1,3,224,224;y=1,10") sets free sizes, ``values`` ("sr=16000;...") makes inputs constants.
 
-    ``batch`` sets every free first axis (0 leaves it free; None: 1). ``dtype`` is how weights are stored.
+    ``batch`` sets every free first axis (0 leaves it free; None: 1). ``dtype`` is how weights are stored ("sparse":
+    float32 without zeros).
     ``runtime`` ("tflite-runtime==2.14") is where the file has to load. ``trust`` lets the source run code.
     """
 
@@ -31,6 +32,8 @@ class Conversion:
         """Raise UsageError for what cannot be asked of ``target``."""
         if self.dtype not in DTYPES:
             raise UsageError(f"unknown number type '{self.dtype}'", f"known: {', '.join(DTYPES)}")
+        if self.dtype == "sparse" and target != "tflite":
+            raise UsageError("weights are stored sparse in TFLite files only", "convert --to tflite")
         if self.batch == 0 and target == "tflite":
             raise UsageError("a TFLite file has a fixed batch", "give --batch 1, or the batch it has to have")
 

@@ -288,5 +288,6 @@ def scheme(verbs: Sequence[str], quantize: Mapping[str, Any] | None = None) -> s
         "qat": "qat",
         "quantize": label(quantize or {}),
         "halve": "float16",
+        "sparse": "sparse",
     }
     return "-".join(names[v] for v in verbs if v in names) or "float32"

@@ -291,7 +291,7 @@ def travel(
         known = [s for s in known if s.name != failed.name]
 
 
-LAST = ("halve", "fit")  # passes that are applied to the finished file, in this order
+LAST = ("sparse", "halve", "fit")  # passes that are applied to the finished file, in this order
 
 
 def finish(road: Road, model: Model, verbs: Sequence[str], options: dict[str, dict]) -> Model:
