@@ -242,7 +242,8 @@ def prune(
     known = {s.name: s.options for s in registry.steps() if s.verb == "prune"}
     asked = dict(recipe.prune or {})
     keras = run_feeds.fine_tunes(detect(model))
-    own = latency is not None or asked.get("method") == "channels" or any(k not in known["prune_keras"] for k in asked)
+    own = latency is not None or asked.get("method") in ("channels", "depth")
+    own = own or any(name not in known["prune_keras"] for name in asked)
     through = keras and own
     way = "prune_keras" if keras and not through else "prune_onnx"
     for name in asked:

@@ -150,7 +150,9 @@ def prune(
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", metavar="NAME", help="channels (not for Keras), weights, N:M as in 2:4, HxW blocks (Keras)."
+            "--method",
+            metavar="NAME",
+            help="channels, depth (ONNX form), weights, N:M as in 2:4, HxW blocks (Keras).",
         ),
     ] = None,
     macs: Annotated[

@@ -20,7 +20,8 @@ from keras import layers, ops  # noqa: E402,TID253
 
 from lepton_edge.errors import LeptonError, UsageError  # noqa: E402
 from lepton_edge.feeds import feed_from_arrays  # noqa: E402
-from lepton_edge.passes import _prune_masks, prune_keras  # noqa: E402
+from lepton_edge.passes import prune_keras  # noqa: E402
+from lepton_edge.slim import spread  # noqa: E402
 
 Input, Model = keras.Input, keras.Model
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -227,14 +228,14 @@ def test_models_that_cannot_be_pruned(tmp_path):
     assert not (tmp_path / "out.keras").exists()
 
 
-def test_allocate_keeps_the_total():
+def test_erk_keeps_the_total():
     shapes = [[(3, 3, 1, 16)], [(3, 3, 64, 64)], [(64, 10)], [(128, 512), (128, 512)]]
     sizes = np.array([sum(int(np.prod(s)) for s in layer) for layer in shapes])
     for sparsity in (0.1, 0.5, 0.9, 0.99):
-        shares = np.array(_prune_masks.allocate(shapes, sparsity))
+        shares = np.array(spread.erk(shapes, sparsity))
         assert (shares >= 0).all() and (shares < 1).all()
         assert (shares * sizes).sum() / sizes.sum() == pytest.approx(sparsity)
-    assert _prune_masks.allocate([[(4, 4)]], 0.3) == pytest.approx([0.3])
+    assert spread.erk([[(4, 4)]], 0.3) == pytest.approx([0.3])
 
 
 @pytest.mark.slow

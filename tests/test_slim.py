@@ -130,6 +130,17 @@ def test_weights_are_zero_where_they_should_be(cnn, method):
     assert loss(cnn, made, images(24, 1)) > 12
 
 
+def test_large_layers_lose_more_by_erk(cnn):
+    made = drive_sparse.prune(cnn, images(24), sparse.pattern("weights", 0.6), spread="erk")
+    net = prepare(cnn)
+    sizes = {y.y: net.consts[y.weight].size for y in drive_sparse.layers_of(net)}
+    shares = made.figures["layers"]
+    zeros = sum(shares[y] * sizes[y] for y in shares)
+    assert zeros == pytest.approx(0.6 * sum(sizes[y] for y in shares), rel=0.01)
+    largest, smallest = (pick(shares, key=sizes.get) for pick in (max, min))
+    assert shares[largest] > shares[smallest]
+
+
 def test_repaid_zeros_cost_less_than_plain_ones():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 32)) @ rng.normal(size=(32, 32)) * (0.8 ** np.arange(32))
@@ -163,12 +174,13 @@ def data(tmp_path):
         ({"macs": 1.5}, "macs must lie between 0 and 1, not 1.5"),
         ({"method": "channels", "sparsity": 0.5}, "sparsity is for method weights"),
         ({"method": "weights"}, "method weights needs a sparsity"),
-        ({"method": "2:4", "macs": 0.5}, "macs is for method channels"),
+        ({"method": "2:4", "macs": 0.5}, "macs is for methods channels and depth"),
         ({"round_to": 0}, "round_to must be at least 1"),
         ({"importance": "hessian"}, "unknown importance 'hessian'"),
         ({"keep": "nowhere"}, "no layer makes 'nowhere'"),
         ({"round_to": 512}, "none of its channels can be removed"),
         ({"macs": 0.001}, "at the narrowest widths"),
+        ({"sparsity": 0.5, "spread": "even"}, "unknown spread 'even'"),
     ],
 )
 def test_bad_options_are_told_before_a_file_is_written(cnn, data, tmp_path, options, message):

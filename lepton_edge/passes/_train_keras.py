@@ -245,7 +245,7 @@ class Learner:
         answers: list[Any] = []
         if self.answers:
             source = self.session.moved.source
-            given = keras.tree.pack_sequence_as(source._inputs_struct, x)
+            given = keras.tree.pack_sequence_as(graph_of(source)._inputs_struct, x)
             answers = [tf.stop_gradient(a) for a in keras.tree.flatten(source(given, training=False))]
         outputs = self.model(x if len(x) > 1 else x[0], training=training)
         outputs = tf.nest.flatten(outputs)

@@ -137,7 +137,8 @@ def start_centroids(values: np.ndarray, count: int, sweeps: int = 3) -> np.ndarr
 
     They start evenly over the range of the values, which keeps the rare large weights that matter most (Han et al.,
     "Deep Compression", arXiv:1510.00149, section 3.2). Few sweeps leave them nearly so: values then use them unevenly,
-    and the file zips smaller (the sample CNN: 0.61 of int8 after 3 sweeps, 0.65 after 30, with the same top-1).
+    and the file zips smaller (the sample CNN, with the same top-1: 0.60 of int8 without any, 0.61 after 3, 0.65 after
+    30).
     """
     values = np.sort(values.reshape(-1).astype(np.float64))
     different = np.unique(values)

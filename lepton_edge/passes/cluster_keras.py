@@ -93,7 +93,7 @@ def shape(kernel: Kernel, clusters: int, grid: str) -> Shaped:
     lattice = Grid(8, kernel.shared)
     scale = least_error_scale(weight, lattice)
     shares = weight / (scale * lattice.last)
-    centroids = start_centroids(shares if live is None else shares[live], count)
+    centroids = start_centroids(shares if live is None else shares[live], count, sweeps=0)
     return Shaped(kernel, mask=live, grid=lattice, centroids=centroids, scale=scale)
 
 

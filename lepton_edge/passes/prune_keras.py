@@ -16,7 +16,6 @@ from lepton_edge.errors import LeptonError, UsageError
 from lepton_edge.passes._prune_masks import (
     Pattern,
     Schedule,
-    allocate,
     check_left,
     make_schedule,
     mask,
@@ -26,6 +25,7 @@ from lepton_edge.passes._prune_masks import (
 from lepton_edge.passes._train_keras import Session, Tuning, begin, end, tune
 from lepton_edge.passes._train_kernels import Kernel, chosen, left_notes
 from lepton_edge.passes._train_shaped import Shaped
+from lepton_edge.slim.spread import erk
 from lepton_edge.training import checkpoint
 
 REQUIRES = ("tensorflow>=2.19", "keras>=3.8", "tf-keras>=2.19", "tensorflow-model-optimization>=0.8")
@@ -121,7 +121,7 @@ def shares_of(taken: list[Kernel], wanted: Pattern, sparsity: float, spread: str
         layers: dict[str, list[Kernel]] = {}
         for kernel in taken:
             layers.setdefault(kernel.path, []).append(kernel)
-        found = allocate([[k.shape for k in kernels] for kernels in layers.values()], sparsity)
+        found = erk([[k.shape for k in kernels] for kernels in layers.values()], sparsity)
         by_path = dict(zip(layers, found, strict=True))
         shares = [by_path[kernel.path] for kernel in taken]
     for kernel, share in zip(taken, shares, strict=True):

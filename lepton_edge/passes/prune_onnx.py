@@ -24,6 +24,7 @@ def run(
     method: str = "",
     macs: float = 0.0,
     sparsity: float = 0.0,
+    spread: str = "uniform",
     round_to: int = 8,
     importance: str = "reconstruction",
     keep: str = "",
@@ -47,7 +48,9 @@ def run(
     - "channels": channels, heads and neurons are removed until `macs`, a share, of the multiply-accumulates is left.
       Layers keep multiples of `round_to` channels, those named in `keep` (by what they make, with commas) all of them.
       `importance` is "reconstruction", "activation", "magnitude" (slim/order.py) or "taylor" (slim/taylor.py);
-    - "weights": the share `sparsity` of each layer's weights is zero;
+    - "depth": branches of residual sums are taken away whole until `macs` is left, or less;
+    - "weights": the share `sparsity` of the weights is zero, with the `spread` "uniform" of each layer's, with "erk"
+      more of large layers' and fewer of small ones';
     - N:M, "2:4" for one: of every M weights along the input channels N are left.
 
     Without a `method` a `sparsity` asks for weights, anything else for channels (`macs` 0.8 unless given).
@@ -63,6 +66,7 @@ def run(
     """
     from lepton_edge.quant.prepare import prepare
     from lepton_edge.slim.once import Asked, once
+    from lepton_edge.slim.spread import SPREADS
     from lepton_edge.texts import byte_count
     from lepton_edge.tflite_writer.load import inputs
     from lepton_edge.tuning import core
@@ -70,6 +74,8 @@ def run(
 
     method = method or ("weights" if sparsity else "channels")
     check_options(method, macs, sparsity, round_to, importance)
+    if spread not in SPREADS:
+        raise UsageError(f"unknown spread '{spread}'", f"known: {', '.join(SPREADS)}")
     trained = core.Options(
         epochs, batch_size, learning_rate, temperature, inner, distil, augment, held_out, patience, seed
     )
@@ -77,7 +83,7 @@ def run(
     feed = Samples(data, inputs(src), samples, seed, src)
     tell = progress or silent
     kept = tuple(name.strip() for name in keep.split(",") if name.strip())
-    asked = Asked(method, macs or SHARE, sparsity, round_to, importance, kept, seed, byte_count(memory))
+    asked = Asked(method, macs or SHARE, sparsity, round_to, importance, kept, seed, byte_count(memory), spread)
     if epochs:
         made = gradual.pruned(src, data, feed, feed.labels, asked, trained, rounds, __file__, tell)
     else:
@@ -97,19 +103,20 @@ def check_options(method: str, macs: float, sparsity: float, round_to: int, impo
         raise UsageError(f"macs must lie between 0 and 1, not {macs:g}", "0.8 keeps 80 % of the multiply-accumulates")
     if not 0 <= sparsity < 1:
         raise UsageError(f"sparsity must lie between 0 and 1, not {sparsity:g}", "0.5 sets half of the weights to zero")
-    if method == "channels" and sparsity:
-        raise UsageError("sparsity is for method weights, and channels were asked for", "say --macs 0.8 instead")
-    if method != "channels" and macs:
-        raise UsageError(f"macs is for method channels: {method} leaves the multiply-accumulates", "leave it out")
+    whole = method in ("channels", "depth")
+    if whole and sparsity:
+        raise UsageError(f"sparsity is for method weights, and {method} was asked for", "say --macs 0.8 instead")
+    if not whole and macs:
+        raise UsageError(f"macs is for methods channels and depth: {method} saves no work by itself", "leave it out")
     if method == "weights" and not sparsity:
         raise UsageError("method weights needs a sparsity", "0.5 sets half of the weights to zero")
-    if method not in ("channels", "weights") and sparsity:
+    if not whole and method != "weights" and sparsity:
         raise UsageError(f"sparsity is for method weights: {method} says it all", "leave it out")
     if round_to < 1:
         raise UsageError(f"round_to must be at least 1, not {round_to}", "8 suits most kernels")
     if importance not in order.IMPORTANCE:
         raise UsageError(f"unknown importance '{importance}'", f"known: {', '.join(order.IMPORTANCE)}")
-    if method != "channels":
+    if not whole:
         sparse.pattern(method, sparsity)
     if importance == "taylor" and method == "channels":
         require("the importance taylor", TRAINING)
@@ -147,10 +154,11 @@ def notes(method: str, told: dict, figures: dict) -> list[str]:
     """What the reader of a report should know."""
     share = told["nonzeros"]["after"] / told["parameters"]["before"]
     said = []
-    if method == "channels":
+    if method in ("channels", "depth"):
         macs = figures["macs"]["after"] / figures["macs"]["before"]
+        what = "channels" if method == "channels" else f"{len(figures['branches'])} residual branches"
         said.append(
-            f"channels removed: {macs:.1%} of the multiply-accumulates and {share:.1%} of the parameters are left"
+            f"{what} removed: {macs:.1%} of the multiply-accumulates and {share:.1%} of the parameters are left"
         )
     else:
         said.append(

@@ -51,7 +51,7 @@ def pattern(method: str, sparsity: float) -> Pattern:
         return Pattern(sparsity)
     found = re.fullmatch(r"(\d+):(\d+)", method)
     if found is None or not 0 < int(found[1]) < int(found[2]) <= BLOCK:
-        raise LeptonError(f"unknown method '{method}'", "known: channels, weights, and N:M as in 2:4")
+        raise LeptonError(f"unknown method '{method}'", "known: channels, depth, weights, and N:M as in 2:4")
     return Pattern(1 - int(found[1]) / int(found[2]), int(found[2]))
 
 
