@@ -2,10 +2,11 @@
 
     python benchmarks/trained_pruning.py [--models NAME ...] [--variants NAME ...] [--only-latency | --no-latency]
 
-ic_resnet8 loses channels and is trained on 4,148 labelled images, MiniLM heads and neurons and on sentences without
-labels; then what is left is quantized or converted, judged in its runtime on unseen samples against the float original,
-and timed in turn beside what it replaces: ic_resnet8 beside the dense int8 file of the same runtime, MiniLM beside the
-float file. Results are kept in benchmarks/results/trained_pruning/<model>.json; BENCHMARKS.md is generated from them.
+ic_resnet8 loses a block and channels, or weights, and is trained on 4,148 labelled images, MiniLM loses heads and
+neurons and learns from sentences without labels; then what is left is quantized or converted, judged in its runtime on
+unseen samples against the float original, and timed in turn beside what it replaces: ic_resnet8 beside the dense int8
+file of the same runtime, MiniLM beside the float file. Results are kept in
+benchmarks/results/trained_pruning/<model>.json; BENCHMARKS.md is generated from them.
 """
 
 from __future__ import annotations
@@ -36,30 +37,36 @@ class Task:
 
     base: str
     told: str
-    variants: dict[str, tuple[str, dict]]
+    variants: dict[str, tuple[str, Chain]]
 
 
+Chain = list[tuple[str, dict]]  # commands, each with its section of the recipe
+LONG = {"epochs": 150, "learning_rate": 0.01, "inner": 0.0, "augment": "flip,shift"}
+DEEP: Chain = [("prune", {"method": "depth", "macs": 0.65}), ("prune", {"macs": 0.8, "round_to": 16})]
+MIXED = {**LONG, "learning_rate": 0.02, "augment": "mix,flip,shift"}
+HEADS = {"macs": 0.75, "epochs": 1, "batch_size": 16, "learning_rate": 0.003}
 TASKS = {
     "ic_resnet8": Task(
         "dense-int8",
         "4,148 labelled training images; int8 by `lepton-edge quantize` with its default preset",
         {
-            "half": ("channels, 50 % of MACs, distilled", {"macs": 0.5, "importance": "taylor"}),
-            "half-untrained": ("the same without training", {"macs": 0.5, "importance": "taylor", "epochs": 0}),
+            "half": ("a block and channels (in 16s), distilled", [*DEEP, ("finetune", LONG)]),
+            "half-untrained": ("the same without training", DEEP),
+            "half-channels": ("channels alone, 50 % of MACs, without training", [("prune", {"macs": 0.5})]),
+            "zeros": (
+                "75 % zeros (ERK), distilled",
+                [("prune", {"sparsity": 0.75, "spread": "erk"}), ("finetune", MIXED)],
+            ),
         },
     ),
     "minilm": Task(
         "float32",
         "sentences without labels",
         {
-            "heads-75": ("heads and neurons, 75 % of MACs, distilled", {"macs": 0.75}),
-            "heads-75-untrained": ("the same without training", {"macs": 0.75, "epochs": 0}),
+            "heads-75": ("heads and neurons, 75 % of MACs, distilled", [("prune", HEADS)]),
+            "heads-75-untrained": ("the same without training", [("prune", {"macs": 0.75})]),
         },
     ),
-}
-TRAINING = {
-    "ic_resnet8": {"epochs": 80, "batch_size": 32, "learning_rate": 0.01, "inner": 0.0, "augment": "flip,shift"},
-    "minilm": {"epochs": 1, "batch_size": 16, "learning_rate": 0.003},
 }
 SENTENCES = 2400
 
@@ -167,19 +174,21 @@ def int8(result: Artefact, made_of: models.Prepared, model: Path) -> Artefact:
 
 def pruned(made_of: models.Prepared, task: Task, variant: str) -> Artefact:
     """A variant in every format, by the command line; finished steps come from the store."""
-    title, own = task.variants[variant]
-    options = TRAINING[made_of.name] | own
-    if not options["epochs"]:
-        options = own
+    title, chain = task.variants[variant]
     folder = cache("trained", made_of.name, variant)
-    recipe, result, file = folder / "recipe.toml", Artefact(variant, title, "ours"), folder / "model.onnx"
-    recipe.write_text("[prune]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items()))
-    start = time.monotonic()
+    result, file, start = Artefact(variant, title, "ours"), made_of.model, time.monotonic()
+    told: dict = {"seconds": 0.0, "chain": chain, "macs": 1.0, "parameters": 1.0, "training_s": 0.0}
     try:
-        data = ("--train", training_data(made_of), "--eval", made_of.eval)
-        told = cli("prune", made_of.model, *data, "--recipe", recipe, "-o", file)
-        step = next(s for s in told["steps"] if s["step"] == "prune_onnx")
-        result.made = {"seconds": round(step["seconds"], 1), "options": options, "result": step["result"]}
+        for k, (verb, options) in enumerate(chain):
+            recipe, out = folder / f"{k}.toml", folder / ("model.onnx" if k == len(chain) - 1 else f"{k}.onnx")
+            recipe.write_text(f"[{verb}]\n" + "".join(f"{key} = {json.dumps(v)}\n" for key, v in options.items()))
+            data = ["--data", made_of.calib] if "epochs" not in options else ["--train", training_data(made_of)]
+            teacher = ["--teacher", made_of.model] if verb == "finetune" else []
+            made = cli(verb, file, *data, "--eval", made_of.eval, "--recipe", recipe, *teacher, "-o", out)
+            step = next(s for s in made["steps"] if s["step"] == f"{verb}_onnx")
+            add(told, step)
+            file = out
+        result.made = told
         if task.base == "float32":
             for runtime in RUNTIMES:
                 result.files[runtime] = folder / f"model{FORMATS[runtime]}"
@@ -193,6 +202,17 @@ def pruned(made_of: models.Prepared, task: Task, variant: str) -> Artefact:
         result.error = str(error)
     print(f"{made_of.name}: made {variant} in {time.monotonic() - start:.0f} s {result.error}", flush=True)
     return result
+
+
+def add(told: dict, step: dict) -> None:
+    """What a step took and left, added to that of the steps before it."""
+    result = step["result"]
+    told["seconds"] = round(told["seconds"] + step["seconds"], 1)
+    rounds = result.get("training", [result] if "training_s" in result else [])
+    told["training_s"] += sum(r["training_s"] for r in rounds)
+    for key in ("macs", "parameters"):
+        if key in result:
+            told[key] *= result[key]["after"] / result[key]["before"]
 
 
 def time_entries(record: dict, entries: list[Entry], bench: judging.Bench, args: argparse.Namespace) -> None:
@@ -216,10 +236,10 @@ def write_section() -> None:
     lines = [
         "# Pruning with training",
         "",
-        "Generated by `make bench-train-prune` (benchmarks/trained_pruning.py, results/trained_pruning/). One command",
-        "each, `lepton-edge prune --train ... --recipe`, on two processor cores; figures are *measured* on the",
-        "evaluation samples, which nothing was trained or calibrated on, in the runtime of each file. Times are ratios",
-        "to the base of the same runtime: one thread, batch 1, interleaved, least and greatest of paired rounds.",
+        "Generated by `make bench-train-prune` (benchmarks/trained_pruning.py, results/trained_pruning/): `prune`, and",
+        "`finetune` towards the original. Figures are *measured* on the evaluation samples, which nothing was trained",
+        "or calibrated on, in the runtime of each file. Times are ratios to the base of the same runtime: one thread,",
+        "batch 1, interleaved, least and greatest of paired rounds.",
     ]
     for file in sorted(FOLDER.glob("*.json")):
         record = json.loads(file.read_text())
@@ -239,9 +259,9 @@ def cells(c: dict, reference: dict) -> list[str]:
     """One row."""
     if not c.get("figures"):
         return [c["title"], c["runtime"], "", "", "", "", c["error"], ""]
-    told, figures = c["made"].get("result") or {}, c["figures"]
-    shares = [f"{told[k]['after'] / told[k]['before']:.3f}" if k in told else "1" for k in ("macs", "parameters")]
-    seconds = sum(t["training_s"] for t in told.get("training", ()))
+    told, figures = c["made"], c["figures"]
+    shares = [f"{told.get(key, 1.0):.3f}" for key in ("macs", "parameters")]
+    seconds = told.get("training_s", 0.0)
     if "top1" in figures:
         near = [f"{figures['top1']:.4f}", f"{100 * (reference['top1'] - figures['top1']):.2f}"]
     else:
