@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from common import RESULTS, Missing, cache, cli, environment, last_words, shared  # noqa: E402
 from page import table, update  # noqa: E402
-from trained_pruning import TRAINING  # noqa: E402
+from trained_pruning import LONG  # noqa: E402
 
 from lepton_edge import api  # noqa: E402
 from lepton_edge.recipe import Recipe  # noqa: E402
@@ -65,7 +65,7 @@ def theirs(folder: Path, epochs: int) -> tuple[Path, dict]:
 def ours(folder: Path, epochs: int) -> tuple[Path, dict]:
     """Our network as ONNX by our command line, and what it tells."""
     out, recipe = folder / "ours.onnx", folder / "recipe.toml"
-    options = {"macs": 0.5, "importance": "taylor", **TRAINING["ic_resnet8"], "epochs": epochs}
+    options = {"macs": 0.5, "importance": "taylor", **LONG, "epochs": epochs}
     recipe.write_text("[prune]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items()))
     data = ["--train", shared("cifar10/train.npz"), "--eval", shared("cifar10/eval.npz"), "--recipe", recipe]
     told = cli("prune", shared(MODEL), *data, "--to", "onnx", "--out", out)

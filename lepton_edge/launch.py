@@ -231,6 +231,10 @@ class Worker:
         self.close()
 
 
+#: PyTorch's threads wait without spinning: beside other work, spinning makes a training ten times slower.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
 class Workers:
     """Steps that share an environment share a worker: it loads a framework once."""
 
@@ -242,7 +246,8 @@ class Workers:
         key = (python, tuple(sorted((environ or {}).items())))
         worker = self._open.get(key)
         if worker is None or worker not in _live:
-            worker = self._open[key] = Worker(what, python, environ)
+            patient = {name: os.environ.get(name, value) for name, value in PATIENT.items()}
+            worker = self._open[key] = Worker(what, python, {**patient, **(environ or {})})
         worker.what = what
         return worker
 

@@ -129,6 +129,18 @@ class Whole(nn.Module):
         return torch.softmax(self.model(images.permute(0, 3, 1, 2)), 1)
 
 
+def read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images float32 NCHW and labels int64 of an .npz."""
+    given = np.load(path)
+    return torch.from_numpy(given["x"].astype(np.float32)).permute(0, 3, 1, 2), torch.from_numpy(given["y"])
+
+
+def top1(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """The share of labels that a network gives."""
+    with torch.no_grad():
+        return float((net(x).argmax(1) == y).float().mean())
+
+
 def main() -> None:
     """Prune, distil, and write the ONNX file."""
     parser = argparse.ArgumentParser()
@@ -142,23 +154,15 @@ def main() -> None:
     torch.manual_seed(args.seed)
     import torch_pruning
 
-    def read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        given = np.load(path)
-        return torch.from_numpy(given["x"].astype(np.float32)).permute(0, 3, 1, 2), torch.from_numpy(given["y"])
-
     (x, y), (test, truth) = read(args.train), read(args.eval)
     teacher, model = loaded(args.weights), loaded(args.weights)
 
-    def top1(net: ResNet8) -> float:
-        with torch.no_grad():
-            return float((net(test).argmax(1) == truth).float().mean())
-
-    told: dict[str, Any] = {"top1_before": top1(teacher), "torch_pruning": torch_pruning.__version__}
+    told: dict[str, Any] = {"top1_before": top1(teacher, test, truth), "torch_pruning": torch_pruning.__version__}
     told["macs"], told["channels"] = pruned(model, x, y, args.macs)
-    told["top1_pruned"] = top1(model)
+    told["top1_pruned"] = top1(model, test, truth)
     start = time.monotonic()
     distilled(model, teacher, x, y, args.epochs, args.rate)
-    told |= {"seconds": round(time.monotonic() - start, 1), "top1": top1(model)}
+    told |= {"seconds": round(time.monotonic() - start, 1), "top1": top1(model, test, truth)}
     told["widths"] = [conv.out_channels for conv in model.convs]
     torch.onnx.export(
         Whole(model).eval(), (torch.zeros(1, 32, 32, 3),), args.out, input_names=["x"], output_names=["y"],

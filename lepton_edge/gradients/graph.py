@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from lepton_edge.gradients.call import Call
 from lepton_edge.quant.net import Net, from_proto, to_proto
 
 Gate = tuple[str, int]
+SHAPES = ("Shape", "Size")  # the same for all samples
 FIXED = 4096  # elements of a constant that is read as a list
 
 
@@ -72,12 +73,57 @@ class Graph:
 
         return torch.func.vmap(of)(dict(feeds), dict(gates))
 
+    def by_operator(self, feeds: Mapping[str, Any], fetch: Sequence[str], seen: Callable[[str, Any], Any]) -> list[Any]:
+        """As batch(), operator by operator, so that `seen` sees what each makes of all samples: it gets the name of
+        the operator's first output and its value [samples, ...], and gives what is to stand in its place."""
+        import torch
+
+        known, batched = {**self.values, **self.params, **feeds}, set(feeds)
+        wanted, left = set(fetch), set(fetch) - known.keys()
+        for k, (op, call, ins, outs) in enumerate(self.calls):
+            if not left:
+                break
+            spread = [port for port, name in enumerate(ins) if name in batched]
+            if call.op in SHAPES:
+                made, spread = op(call, *[known[n][0] if n in batched else known[n] for n in ins]), []
+            elif spread:
+                made = torch.func.vmap(_filled(op, call, [known[n] if n else None for n in ins], spread))(
+                    *[known[ins[port]] for port in spread]
+                )
+            else:
+                made = op(call, *[known[name] if name else None for name in ins])
+            for port, (name, value) in enumerate(
+                zip(outs, made if isinstance(made, tuple | list) else (made,), strict=False)
+            ):
+                known[name] = seen(name, value) if spread and port == 0 else value
+                left.discard(name)
+                if spread:
+                    batched.add(name)
+            for name in self.frees[k]:
+                if name not in wanted:
+                    known.pop(name, None)
+        return [
+            known[n] if n in batched else known[n].expand(len(next(iter(feeds.values()))), *known[n].shape)
+            for n in fetch
+        ]
+
     def written(self, net: Net) -> Net:
         """A copy of the net that the graph was made of, with the values that its parameters now have."""
         made = net.copy()
         for name, value in self.params.items():
             made.consts[name] = value.detach().cpu().numpy().astype(net.consts[name].dtype)
         return made
+
+
+def _filled(op: Callable, call: Call, xs: list[Any], ports: list[int]) -> Callable:
+    """The operator as a function of its inputs at these ports."""
+
+    def of(*given: Any) -> Any:
+        for port, value in zip(ports, given, strict=True):
+            xs[port] = value
+        return op(call, *xs)
+
+    return of
 
 
 def stacked(samples: Iterable[Mapping[str, np.ndarray]], device: str = "cpu") -> dict[str, Any]:

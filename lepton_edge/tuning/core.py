@@ -12,8 +12,10 @@ import numpy as np
 from lepton_edge.errors import LeptonError, UsageError
 from lepton_edge.gradients import agree
 from lepton_edge.gradients.graph import graph_of
+from lepton_edge.gradients.norms import Norms, places
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.tap import Sample
+from lepton_edge.slim.explicit import explicit
 from lepton_edge.training import checkpoint as checkpoints
 from lepton_edge.training.core import Plan, steps, train
 from lepton_edge.tuning.goals import Goal, goals
@@ -21,6 +23,8 @@ from lepton_edge.tuning.learner import Rates, Student, Weights
 from lepton_edge.tuning.samples import Rows, check_ways, ways
 
 Told = Callable[[int, int, str], None]
+LEAST_BATCH = 8  # samples: fewer make no statistics
+SETTLED = 12  # batches that statistics are taken of
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def tune(
     if labels:  # then they are scores of classes, also where no softmax stands behind them
         wanted[0] = replace(wanted[0], kind="classes")
     device = processor()
+    student = student.copy()
+    explicit(student)
     mine, other = graph_of(student, name, device), graph_of(teacher, f"the teacher of {name}", device)
     agree.check(mine, student, first, name)
     agree.check(other, teacher, theirs, f"the teacher of {name}")
@@ -101,11 +107,13 @@ def tune(
         raise LeptonError(f"{name} holds no weights that could be trained", "")
     chosen = ways(options.augment)
     check_ways(chosen, rows.batch(np.array([0])), name)
+    where = places(student, mine.params) if options.batch_size >= LEAST_BATCH else []
+    norms = Norms(student, where, device) if where else None
     learner = Student(
         mine, other, wanted, rows, names,
         rates=Rates(options.learning_rate, steps(plan) * options.epochs),
         weights=Weights(options.inner, 1 - options.distil if labels else 0.0, options.temperature),
-        ways=chosen, seed=options.seed,
+        ways=chosen, seed=options.seed, norms=norms, shown=shown(plan),
     )  # fmt: skip
     notes: list[str] = []
     if key:
@@ -123,7 +131,15 @@ def tune(
         "device": device,
         "zeros_kept": int(sum(int((~mask).sum()) for mask in learner.masks.values())),
     }
-    return Tuned(mine.written(student), facts, [*notes, *outcome.notes()])
+    return Tuned(learner.written(student), facts, [*notes, *outcome.notes()])
+
+
+def shown(plan: Plan) -> list[np.ndarray]:
+    """Batches of the training rows, evenly spread, that statistics are taken of."""
+    rows, _ = plan.split()
+    size = min(plan.batch_size, len(rows))
+    count = min(SETTLED, len(rows) // size)
+    return list(rows[np.linspace(0, len(rows) - 1, count * size).astype(int)].reshape(size, count).T)
 
 
 def processor() -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from lepton_edge.gradients.graph import Graph
+from lepton_edge.gradients.norms import Norms, of_state
+from lepton_edge.quant.net import Net
 from lepton_edge.quant.tap import Sample
 from lepton_edge.slim.live import live
 from lepton_edge.tuning.goals import Goal
@@ -66,16 +68,22 @@ class Student:
         weights: Weights = Weights(),
         ways: Sequence[str] = (),
         seed: int = 0,
+        norms: Norms | None = None,
+        shown: Sequence[np.ndarray] = (),
     ) -> None:
-        """`names` are the teacher's inputs by the student's."""
+        """`names` are the teacher's inputs by the student's, `shown` batches of rows that `norms` are settled on."""
         import torch
 
         self.graph, self.teacher, self.goals, self.rows, self.names = graph, teacher, goals, rows, names
         self.rates, self.weights, self.ways, self.seed = rates, weights, ways, seed
         self.masks = {n: (p != 0) for n, p in graph.params.items() if p.dim() > 1 and bool((p == 0).any())}
-        self.first = {n: torch.zeros_like(p) for n, p in graph.params.items()}
-        self.second = {n: torch.zeros_like(p) for n, p in graph.params.items()}
-        self.size = {n: max(float(p.detach().square().mean().sqrt()), LEAST) for n, p in graph.params.items()}
+        self.norms, self.shown, self.settled = norms, shown, True
+        if norms is not None:
+            norms.begin(self._show)
+        self.learned = {**graph.params, **({} if norms is None else norms.params)}
+        self.first = {n: torch.zeros_like(p) for n, p in self.learned.items()}
+        self.second = {n: torch.zeros_like(p) for n, p in self.learned.items()}
+        self.size = {n: max(float(p.detach().square().mean().sqrt()), LEAST) for n, p in self.learned.items()}
 
     def learn(self, rows: np.ndarray, step: int) -> float:
         """One update on these samples; the loss before it."""
@@ -84,21 +92,24 @@ class Student:
         batch = self.rows.batch(rows)
         if self.ways:
             batch = augmented(batch, self.ways, np.random.default_rng((self.seed, 3, step)))
-        loss = self._loss(batch)
-        grads = torch.autograd.grad(loss, list(self.graph.params.values()), allow_unused=True)
-        self._update(dict(zip(self.graph.params, grads, strict=True)), step)
+        loss = self._loss(batch, learning=True)
+        grads = torch.autograd.grad(loss, list(self.learned.values()), allow_unused=True)
+        self._update(dict(zip(self.learned, grads, strict=True)), step)
+        self.settled = False
         return float(loss.detach())
 
     def loss(self, rows: np.ndarray) -> float:
         """The mean loss of these samples; nothing is learned from them."""
         import torch
 
+        self._settle()
         with torch.no_grad():
             return float(self._loss(self.rows.batch(rows)))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Weights, and the sums of Adam as ``optimizer/...``."""
-        made = {f"weights/{n}": p.detach().cpu().numpy().copy() for n, p in self.graph.params.items()}
+        """Weights and norms, and the sums of Adam as ``optimizer/...``."""
+        self._settle()
+        made = {f"weights/{n}": p.detach().cpu().numpy().copy() for n, p in self._held().items()}
         for kind, sums in (("first", self.first), ("second", self.second)):
             made |= {f"optimizer/{kind}/{n}": v.cpu().numpy().copy() for n, v in sums.items()}
         return made
@@ -107,24 +118,55 @@ class Student:
         """Take up a state; without the sums of Adam those stay."""
         import torch
 
-        places = {"weights/": self.graph.params, "optimizer/first/": self.first, "optimizer/second/": self.second}
+        places = {"weights/": self._held(), "optimizer/first/": self.first, "optimizer/second/": self.second}
+        self.settled = True
         with torch.no_grad():
             for key, value in state.items():
                 for prefix, tensors in places.items():
                     if key.startswith(prefix):
                         tensors[key.removeprefix(prefix)].copy_(torch.from_numpy(np.array(value)))
 
-    def _loss(self, batch: Batch) -> Any:
+    def written(self, net: Net) -> Net:
+        """A copy of the net that the graph was made of, with what was learned."""
+        made = self.graph.written(net)
+        return made if self.norms is None else self.norms.folded(made)
+
+    def _held(self) -> dict[str, Any]:
+        """The tensors that make the model."""
+        return {**self.graph.params, **of_state(self.norms)}
+
+    def _settle(self) -> None:
+        """Statistics of the norms as the weights now have them."""
+        if self.norms is not None and not self.settled:
+            self.norms.settle(self._show)
+        self.settled = True
+
+    def _show(self) -> None:
+        for rows in self.shown:
+            self._answers(self._feeds(self.rows.batch(rows)), [self.graph.gives[0]])
+
+    def _feeds(self, batch: Batch) -> dict[str, Any]:
+        import torch
+
+        return {n: torch.from_numpy(np.ascontiguousarray(a)).to(self.graph.device) for n, a in batch.inputs.items()}
+
+    def _answers(self, feeds: dict[str, Any], fetch: list[str], *, learning: bool = False) -> Sequence[Any]:
+        if self.norms is None:
+            return self.graph.batch(feeds, fetch)
+        self.norms.learning = learning
+        return self.graph.by_operator(feeds, fetch, self.norms)
+
+    def _loss(self, batch: Batch, *, learning: bool = False) -> Any:
         import torch
 
         device = self.graph.device
-        feeds = {n: torch.from_numpy(np.ascontiguousarray(a)).to(device) for n, a in batch.inputs.items()}
+        feeds = self._feeds(batch)
         counted = self._live(batch)
         with torch.no_grad():
             wanted = self.teacher.batch(
                 {self.names[n]: x for n, x in feeds.items()}, [goal.teacher for goal in self.goals]
             )
-        got = self.graph.batch(feeds, [goal.student for goal in self.goals])
+        got = self._answers(feeds, [goal.student for goal in self.goals], learning=learning)
         total, inner = 0.0, [goal for goal in self.goals if goal.inner]
         outer = len(self.goals) - len(inner)
         for k, (goal, mine, theirs) in enumerate(zip(self.goals, got, wanted, strict=True)):
@@ -162,7 +204,7 @@ class Student:
             for name, grad in grads.items():
                 if grad is None:
                     continue
-                first, second, value = self.first[name], self.second[name], self.graph.params[name]
+                first, second, value = self.first[name], self.second[name], self.learned[name]
                 first.mul_(BETAS[0]).add_(grad, alpha=1 - BETAS[0])
                 second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
                 change = (first / keep[0]) / ((second / keep[1]).sqrt() + 1e-12)
