@@ -8,6 +8,7 @@ import pytest
 from box import box, things, whole  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as workers have it: see launch.py
 
 
 @pytest.fixture(autouse=True)

@@ -41,8 +41,9 @@ def run(
     `patience` epochs without a better one (0: never). An interrupted run is taken up. A GPU is used where there is one.
 
     Returns epochs, loss and held_out_loss by epoch, start_loss, best_epoch, training_s, samples, labelled, compared
-    (the tensors), zeros_kept, device. Raises LeptonError for options that make no sense, a model that is quantized
-    already, a teacher that does not fit, operators that cannot be differentiated, and data of other inputs.
+    (the tensors), norms (batch norms that were put back for the time: with 1,000 samples or more), zeros_kept, device.
+    Raises LeptonError for options that make no sense, a model that is quantized already, a teacher that does not fit,
+    operators that cannot be differentiated, and data of other inputs.
     """
     from lepton_edge.quant.prepare import prepare
     from lepton_edge.tuning import core

@@ -23,7 +23,8 @@ from lepton_edge.tuning.learner import Rates, Student, Weights
 from lepton_edge.tuning.samples import Rows, check_ways, ways
 
 Told = Callable[[int, int, str], None]
-LEAST_BATCH = 8  # samples: fewer make no statistics
+# Norms by batch are noisy: few samples in all, near to the original already, learn more without them.
+LEAST_ROWS, LEAST_BATCH = 1000, 16
 SETTLED = 12  # batches that statistics are taken of
 
 
@@ -107,7 +108,8 @@ def tune(
         raise LeptonError(f"{name} holds no weights that could be trained", "")
     chosen = ways(options.augment)
     check_ways(chosen, rows.batch(np.array([0])), name)
-    where = places(student, mine.params) if options.batch_size >= LEAST_BATCH else []
+    normed = len(rows) >= LEAST_ROWS and options.batch_size >= LEAST_BATCH
+    where = places(student, mine.params) if normed else []
     norms = Norms(student, where, device) if where else None
     learner = Student(
         mine, other, wanted, rows, names,
@@ -129,6 +131,7 @@ def tune(
         "labelled": labels,
         "compared": [goal.student for goal in wanted],
         "device": device,
+        "norms": len(where),
         "zeros_kept": int(sum(int((~mask).sum()) for mask in learner.masks.values())),
     }
     return Tuned(learner.written(student), facts, [*notes, *outcome.notes()])
