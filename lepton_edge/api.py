@@ -76,7 +76,8 @@ def compress(model: Path, out: Path, recipe: Recipe, progress: Silent | None = N
         stages.road(folder, progress or Silent(), recipe.compress.seed) as road,
     ):
         source = stages.load_source(road, model)
-        feeds = run_feeds.open_feeds(road, source, recipe, ("quantize", *chains.verbs_of(found)))
+        learns = any(chain.learns for chain in found)
+        feeds = run_feeds.open_feeds(road, source, recipe, ("quantize", *chains.verbs_of(found)), learns=learns)
         feeds = lint.checked(road, source, feeds)
         reference = stages.reference(road, source, feeds.evaluation)
         feeds = lint.scored(feeds, reference)

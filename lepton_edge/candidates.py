@@ -94,6 +94,8 @@ def _lost(c: Candidate, most: float) -> str:
 def make(road: Road, source: Model, formats: Sequence[str], chain: Chain, feeds: dict[str, Feed]) -> list[Candidate]:
     """Make a chain in every format; one that fails keeps its error and stops no other."""
     made = []
+    if chain.learns and "training" in feeds:
+        feeds = {**feeds, "prune_onnx": feeds["training"]}
     for format_ in formats:
         candidate = Candidate(format_, chain)
         try:

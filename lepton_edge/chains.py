@@ -63,6 +63,11 @@ class Chain:
         return tuple(step.partition("_")[0] for step in self.steps)
 
     @property
+    def learns(self) -> bool:
+        """Whether its pruning on the ONNX form is followed by training."""
+        return "prune_onnx" in self.steps and bool(self.options.get("prune", {}).get("epochs"))
+
+    @property
     def parts(self) -> tuple[tuple[str, str], ...]:
         """Steps with their options as text: what makes two chains the same in part."""
         return tuple((s, repr(sorted(self.options.get(s.partition("_")[0], {}).items()))) for s in self.steps)

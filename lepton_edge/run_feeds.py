@@ -38,6 +38,7 @@ class Feeds:
         given = {"quantize": self.calibration, "cluster": self.training, "qat": self.training}
         given |= dict.fromkeys(("prune", "finetune"), self.training or self.calibration)
         given |= {"prune_keras": self.training, "prune_onnx": self._fitted(), "factorize": self._fitted()}
+        given["training"] = self.training  # for chains of a compress run that train on the ONNX form
         return {verb: feed for verb, feed in given.items() if feed is not None}
 
     def _fitted(self) -> Feed | None:
@@ -58,11 +59,13 @@ def open_feeds(
     seeded: bool = False,
     ask: Conversion | None = None,
     through: str = "",
+    learns: bool = False,
 ) -> Feeds:
     """Read the recipe's data for the inputs of ``source``: what ``verbs`` work on, and the evaluation samples.
 
     ``seeded``: where no data is given, make up seeded random samples instead of raising LeptonError.
     ``ask`` may give sizes to free dimensions and values to inputs; ``through`` is the format that the verbs work on.
+    ``learns``: the recipe's training samples are wanted, whatever the verbs are.
     """
     data, preprocess = recipe.data, from_dict(recipe.preprocess)
     specs = asked_sizes(ask, source.inputs) if ask else source.inputs
@@ -115,9 +118,9 @@ def open_feeds(
     if needs.calibrating:
         calibration = read(needs.calibrating, data.samples, "calibration")
         _check_sizes(calibration, evaluation)
-    if needs.learned:
-        training = read(needs.learned, None, "training")
-        if needs.tunes:
+    if learned := needs.learned or (data.training if learns else None):
+        training = read(learned, None, "training")
+        if needs.tunes or learns:
             _check_sizes(training, evaluation)
     if verbs and evaluated != data.evaluation:
         what = "accuracy" if evaluation.labels else "nearness to the source model"
