@@ -8,8 +8,9 @@ INPUTS := pyproject.toml scripts/setup.sh $(wildcard constraints/*.txt)
 demo: .venv/.demo
 	$(BIN)/lepton-edge compress --out lepton-out
 
+# Two files of tests at a time: more disturb each other's workers.
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/.test
 	$(BIN)/ruff check .
