@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lepton_edge.passes._tflite_file import code_of, put, read
+
 REQUIRES = ("ai-edge-litert>=2.1", "flatbuffers>=24")
 
 
@@ -17,38 +19,11 @@ def run(src: str, dst: str) -> dict:
 
     Raises LeptonError for a file that is no TFLite model, and for what LiteRT then does not load.
     """
-    from pathlib import Path
-
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    from lepton_edge.tf_export.publish import write_bytes
-    from lepton_edge.tflite_writer.check import interpreter
-
-    data = Path(src).read_bytes()
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
-    code = _dequantize(model, schema)
+    model, schema = read(src)
+    code = code_of(model, schema, "DEQUANTIZE", 3)  # the first version with float16
     stored = sum(_halve(model, graph, code, schema) for graph in model.subgraphs)
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    content = bytes(builder.Output())
-    interpreter(content)
-    write_bytes(dst, content)
+    put(model, dst)
     return {"notes": [f"{stored} tensors stored as float16"]}
-
-
-def _dequantize(model: Any, schema: Any) -> int:
-    """The index of DEQUANTIZE version 3 (the first with float16) among the operator codes, added where it is not."""
-    kind = schema.BuiltinOperator.DEQUANTIZE
-    for index, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == kind:
-            code.version = max(code.version, 3)
-            return index
-    made = schema.OperatorCodeT()
-    made.builtinCode = made.deprecatedBuiltinCode = kind
-    made.version = 3
-    model.operatorCodes.append(made)
-    return len(model.operatorCodes) - 1
 
 
 def _halve(model: Any, graph: Any, code: int, schema: Any) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lepton_edge.passes._tflite_file import code_of, put, read
+
 REQUIRES = ("ai-edge-litert>=2.1", "flatbuffers>=24")
 READERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 LEAST = 64  # weights of a tensor
@@ -26,16 +28,10 @@ def run(src: str, dst: str) -> dict:
     """
     from pathlib import Path
 
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
     from lepton_edge.errors import LeptonError
-    from lepton_edge.tf_export.publish import write_bytes
-    from lepton_edge.tflite_writer.check import interpreter
 
-    data = Path(src).read_bytes()
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
-    code = _densify(model, schema)
+    model, schema = read(src)
+    code = code_of(model, schema, "DENSIFY", 1)
     counts = [_graph(model, graph, code, schema) for graph in model.subgraphs]
     stored, zeros, weights = (sum(part) for part in zip(*counts, strict=True))
     if not stored:
@@ -43,24 +39,8 @@ def run(src: str, dst: str) -> dict:
             f"{Path(src).name}: no layer has zeros enough among its float weights to be stored without them",
             "prune it first: lepton-edge prune --method weights --sparsity 0.7",
         )
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    content = bytes(builder.Output())
-    interpreter(content)
-    write_bytes(dst, content)
+    put(model, dst)
     return {"notes": [f"{stored} tensors stored without their zeros ({zeros / weights:.1%} of their weights)"]}
-
-
-def _densify(model: Any, schema: Any) -> int:
-    """The index of DENSIFY among the operator codes, added where it is not."""
-    kind = schema.BuiltinOperator.DENSIFY
-    for index, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == kind:
-            return index
-    made = schema.OperatorCodeT()
-    made.builtinCode, made.deprecatedBuiltinCode, made.version = kind, min(kind, 127), 1
-    model.operatorCodes.append(made)
-    return len(model.operatorCodes) - 1
 
 
 def _graph(model: Any, graph: Any, code: int, schema: Any) -> tuple[int, int, int]:
