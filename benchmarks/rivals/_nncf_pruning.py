@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("weights", "train", "eval", "out"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--port", default="x", help="the name of the input in the file")
     parser.add_argument("--sparsity", type=float, default=0.75)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -43,7 +44,7 @@ def main() -> None:
     sizes = [(p.numel(), int((p == 0).sum())) for p in model.parameters() if p.dim() > 1]
     told["zeros"] = sum(zeros for _, zeros in sizes) / sum(count for count, _ in sizes)
     torch.onnx.export(
-        Whole(model).eval(), (torch.zeros(1, 32, 32, 3),), args.out, input_names=["x"], output_names=["y"],
+        Whole(model).eval(), (torch.zeros(1, 32, 32, 3),), args.out, input_names=[args.port], output_names=["y"],
         opset_version=17, dynamo=False,
     )  # fmt: skip
     Path(args.out).with_suffix(".json").write_text(json.dumps(told))
