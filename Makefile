@@ -41,6 +41,7 @@ bench-edge: .venv/.test
 
 bench-prune: .venv/.test
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/sparse.py
 
 # Trains for a quarter of an hour on two cores.
 bench-train-prune: .venv/.test
