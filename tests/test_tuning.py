@@ -111,6 +111,61 @@ def test_zeros_of_weights_stay_and_other_weights_move(cnn, feed):
     assert noise(dense, made.net) > noise(dense, sparse)
 
 
+@pytest.fixture
+def normed(monkeypatch):
+    """Batch norms whatever the number of samples; the learners that were made."""
+    made = []
+
+    class Kept(core.Student):
+        def __init__(self, *given, **more):
+            super().__init__(*given, **more)
+            made.append(self)
+
+    monkeypatch.setattr(core, "LEAST_ROWS", 2)
+    monkeypatch.setattr(core, "Student", Kept)
+    return made
+
+
+def two_heads():
+    """A net whose second output has a convolution of its own, behind all that the first needs."""
+    b = Builder(4)
+    x = b.op("Relu", b.conv("x", 3, 8, 3))
+    b.op("Gemm", b.op("Flatten", b.op("GlobalAveragePool", x)), b.normal(5, 8), b.normal(5), transB=1)
+    b.nodes[-1].output[0] = "y"
+    b.op("Flatten", b.op("GlobalAveragePool", b.op("Relu", b.conv(x, 8, 6, 3))))
+    b.nodes[-1].output[0] = "z"
+    return model(b.nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 5], "z": [1, 6]}, b.consts, opset=20)
+
+
+def test_behind_norms_the_file_answers_as_what_was_trained(tmp_path, feed, normed):
+    from lepton_edge.quant.tap import Runner
+
+    onnx.save(two_heads(), tmp_path / "m.onnx")
+    dense = prepare(str(tmp_path / "m.onnx"))
+    student = dense.copy()
+    for name, value in student.consts.items():
+        if value.dtype == np.float32 and value.ndim > 1:
+            student.consts[name] = (value * 0.6).astype(np.float32)
+    made = core.tune(student, dense, Rows(feed, ["x"], "m"), replace(FEW, learning_rate=0.02), name="m")
+    (learner,) = normed
+    assert made.facts["norms"] == 2 == len(learner.norms.at)
+    assert all(not torch.allclose(v, torch.ones_like(v)) for n, v in learner.norms.running.items() if "var/" in n)
+    assert noise(dense, made.net) > noise(dense, student) + 3
+    rows = learner.rows.batch(np.arange(16)).inputs["x"]
+    got = learner._answers({"x": torch.from_numpy(rows)}, ["y", "z"])
+    runner = Runner(made.net, ["y", "z"])
+    for k, row in enumerate(rows):
+        for mine, theirs in zip(runner.run({"x": row}), got, strict=True):
+            assert np.allclose(mine, theirs[k].detach().numpy(), atol=1e-4)
+    before, state = learner.loss(np.arange(16)), learner.state()
+    with torch.no_grad():
+        for value in (*learner.learned.values(), *learner.norms.running.values()):
+            value.mul_(1.5)
+    assert learner.loss(np.arange(16)) != pytest.approx(before)
+    learner.restore(state)
+    assert learner.loss(np.arange(16)) == pytest.approx(before)
+
+
 def test_a_step_that_ruins_everything_is_undone(pruned, feed):
     found, small = pruned
     wild = replace(FEW, learning_rate=0.99, epochs=3)

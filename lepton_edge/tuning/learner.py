@@ -143,7 +143,7 @@ class Student:
 
     def _show(self) -> None:
         for rows in self.shown:
-            self._answers(self._feeds(self.rows.batch(rows)), [self.graph.gives[0]])
+            self._answers(self._feeds(self.rows.batch(rows)), self.graph.gives)
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         import torch
