@@ -242,6 +242,8 @@ def prune(
     """
     known = {s.name: s.options for s in registry.steps() if s.verb == "prune"}
     asked = dict(recipe.prune or {})
+    if latency is not None:
+        within.check(latency, asked, get_device(recipe.compress.device))
     keras = run_feeds.fine_tunes(detect(model))
     own = latency is not None or asked.get("method") in ("channels", "depth")
     own = own or any(name not in known["prune_keras"] for name in asked)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lepton_edge import benching, boards, registry, stages
-from lepton_edge.device import get_device
+from lepton_edge.device import Device, get_device
 from lepton_edge.elsewhere import Subject
 from lepton_edge.errors import LeptonError, LimitError, UsageError
 from lepton_edge.feeds import Feed
@@ -22,7 +22,7 @@ TRIES = 5
 CLOSE = 0.97  # of the limit: a share that comes so near is not improved on
 AIM = 0.985  # of the limit: what the next share aims at
 LEAST = 0.05  # share
-FAILURES = 3  # in a row: the model cannot be made at all
+FAILURES = 3  # before any share could be timed: the model cannot be made at all
 TRAINING = ("epochs", "rounds")  # options of a pass that cost time and change no latency
 
 Ratio = Mapping[str, Any]  # as bench.ratios gives it: "median", "ci95", ...
@@ -32,11 +32,9 @@ def settle(limit: float, ratio: Callable[[float], Ratio]) -> tuple[float, list[t
     """The largest share tried whose time is at most ``limit`` of the whole model's, and all (share, ratio) tried.
 
     ``ratio`` makes and times the model at a share; where it cannot be made at one (too few channels are left) larger
-    ones are tried. Raises UsageError for a limit that makes no sense, LimitError where no share that can be had meets
-    it, and the LeptonError of a model that can be made at none.
+    ones are tried. Raises LimitError where no share that can be had meets it, and the LeptonError of a model that can
+    be made at none.
     """
-    if not 0 < limit < 1:
-        raise UsageError(f"latency is a share of the model's own, not {limit:g}", "0.65 is at most 65 % of its time")
     tried: list[tuple[float, Ratio]] = []
     low, high, share = 0.0, 1.0, limit  # shares too large are from `high` on, those too small to be had up to `low`
     refused: LeptonError | None = None
@@ -80,6 +78,22 @@ def _next(last: tuple[float, Ratio], limit: float, low: float, high: float) -> f
     return max(min(wanted, high - room), low + room, LEAST)
 
 
+def check(limit: float, asked: Mapping[str, Any], device: Device) -> None:
+    """Raise UsageError for a limit that makes no sense, beside options of a pruning that leave nothing to settle, and
+    for a device that there is no way to: the time of another would be no answer."""
+    if not 0 < limit < 1:
+        raise UsageError(f"latency is a share of the model's own, not {limit:g}", "0.65 is at most 65 % of its time")
+    if asked.get("method") not in (None, "", "channels") or asked.get("sparsity") or asked.get("macs"):
+        raise UsageError(
+            "latency takes the place of macs, and settles how many channels go", "leave macs, sparsity and method out"
+        )
+    if not device.is_here and not device.is_reached:
+        raise UsageError(
+            f"the latency on '{device.name}' cannot be measured: it is only described",
+            "add your board with 'lepton-edge devices add', or leave --device out",
+        )
+
+
 def share_of(
     road: Road,
     start: Model,
@@ -92,8 +106,6 @@ def share_of(
 ) -> tuple[float, list[dict]]:
     """settle() for a model and its ``target`` format, on the recipe's device: the share, and a row for each tried."""
     plain = {name: value for name, value in options.get("prune", {}).items() if name not in TRAINING}
-    if plain.get("method") not in (None, "", "channels") or plain.get("sparsity") or plain.get("macs"):
-        raise UsageError("latency takes the place of macs: other methods change no time that is known before", "")
     whole = stages.travel(road, start, target, (), options, {})
 
     def ratio(share: float) -> Ratio:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from lepton_edge import within
 from lepton_edge.cli import app
+from lepton_edge.device import get_device
 from lepton_edge.errors import LeptonError, LimitError, UsageError
 
 onnx = pytest.importorskip("onnx")
@@ -51,8 +52,22 @@ def test_a_runtime_that_gains_nothing_is_told():
     with pytest.raises(LimitError, match=r"it takes 0\.9") as e:
         within.settle(0.6, machine(0.9))
     assert e.value.exit_code == 4 and e.value.hint
-    with pytest.raises(UsageError, match="a share of the model's own, not 12"):
-        within.settle(12, machine(0))
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "device", "message"),
+    [
+        (12, {}, "local", "a share of the model's own, not 12"),
+        (0.5, {"macs": 0.5}, "local", "latency takes the place of macs"),
+        (0.5, {"method": "depth"}, "local", "latency takes the place of macs"),
+        (0.5, {}, "raspberrypi5", "cannot be measured: it is only described"),
+    ],
+)
+def test_what_leaves_nothing_to_measure_is_told_first(limit, asked, device, message):
+    with pytest.raises(UsageError, match=message) as e:
+        within.check(limit, asked, get_device(device))
+    assert e.value.hint
+    within.check(0.5, {"round_to": 4}, get_device("local"))
 
 
 def test_the_command_measures_and_says_what_it_tried(tmp_path, monkeypatch):
