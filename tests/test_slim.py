@@ -181,6 +181,8 @@ def data(tmp_path):
         ({"round_to": 512}, "none of its channels can be removed"),
         ({"macs": 0.001}, "at the narrowest widths"),
         ({"sparsity": 0.5, "spread": "even"}, "unknown spread 'even'"),
+        ({"macs": 0.5, "spread": "erk"}, "spread is for method weights"),
+        ({"method": "depth", "keep": "t0_0"}, "keep is for method channels"),
     ],
 )
 def test_bad_options_are_told_before_a_file_is_written(cnn, data, tmp_path, options, message):

@@ -76,6 +76,10 @@ def run(
     check_options(method, macs, sparsity, round_to, importance)
     if spread not in SPREADS:
         raise UsageError(f"unknown spread '{spread}'", f"known: {', '.join(SPREADS)}")
+    if spread != SPREADS[0] and method != "weights":
+        raise UsageError(f"spread is for method weights: {method} has none", "leave it out")
+    if keep and method != "channels":
+        raise UsageError(f"keep is for method channels: {method} keeps no layer by name", "leave it out")
     trained = core.Options(
         epochs, batch_size, learning_rate, temperature, inner, distil, augment, held_out, patience, seed
     )
