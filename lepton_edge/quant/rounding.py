@@ -195,6 +195,13 @@ def covariance(xx: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return xx - mean[:, :, None] * mean[:, None, :] + (1e-5 * power)[:, None, None] * np.eye(features)
 
 
+def spread(total: Moments, about_mean: bool) -> np.ndarray:
+    """Second moments of a layer's inputs [G, F, F], about their mean where a bias takes it."""
+    count = np.maximum(total.xx[:, -1, -1], 1)
+    xx = total.xx[:, :-1, :-1] / count[:, None, None]
+    return covariance(xx, total.xx[:, -1, :-1] / count[:, None]) if about_mean else xx
+
+
 def learned(
     w: np.ndarray, peak: np.ndarray, xx: np.ndarray, bits: int = 8, live: np.ndarray | None = None
 ) -> np.ndarray:

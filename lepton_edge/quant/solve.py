@@ -159,11 +159,7 @@ def _layer(
     if effort.refit and has_bias and whole is None and live is None:
         full = rounding.refit(full, halves)
     total = halves[0].merged(halves[1])
-    count = np.maximum(total.xx[:, -1, -1], 1)
-    xx = total.xx[:, :-1, :-1] / count[:, None, None]
-    if has_bias:
-        mean = total.xx[:, -1, :-1] / count[:, None]
-        xx = rounding.covariance(xx, mean)
+    xx = rounding.spread(total, has_bias)
     w = full[:, :, :-1]
     if whole is not None:
         rounded, peak = whole[0], whole[1] * (2 ** (effort.bits - 1) - 1)

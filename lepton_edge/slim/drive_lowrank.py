@@ -163,13 +163,10 @@ def spread_of(layer: Layer, stats: Stats) -> np.ndarray:
 def reduced(layer: Layer, full: np.ndarray, halves: Halves, rank: int) -> np.ndarray:
     """Weights [1, outputs, features + 1] of that rank, the bias fitted anew."""
     total = halves[0].merged(halves[1])
-    count = np.maximum(total.xx[:, -1, -1], 1)
-    xx = total.xx[:, :-1, :-1] / count[:, None, None]
     biased = layer.op != "MatMul" or bool(layer.bias)
-    if biased:
-        xx = rounding.covariance(xx, total.xx[:, -1, :-1] / count[:, None])
-    power = np.einsum("ff->f", xx[0])
-    damped = xx[0] + np.diag(0.01 * power + 1e-6 * power.mean() + 1e-12)
+    xx = rounding.spread(total, biased)[0]
+    power = np.einsum("ff->f", xx)
+    damped = xx + np.diag(0.01 * power + 1e-6 * power.mean() + 1e-12)
     made = full.copy()
     made[0, :, :-1] = lowrank.cut(full[0, :, :-1], damped, rank)
     return rounding.bias_only(made, total) if biased else made

@@ -73,11 +73,8 @@ def sparsified(
     """Weights [groups, outputs, features + 1] (last: bias) with zeros; `taps` of a kernel run fastest in features."""
     full = rounding.refit(full, halves)
     total = halves[0].merged(halves[1])
-    count = np.maximum(total.xx[:, -1, -1], 1)
-    xx = total.xx[:, :-1, :-1] / count[:, None, None]
     biased = layer.op != "MatMul" or bool(layer.bias)
-    if biased:
-        xx = rounding.covariance(xx, total.xx[:, -1, :-1] / count[:, None])
+    xx = rounding.spread(total, biased)
     features = xx.shape[1]
     along = np.arange(features).reshape(-1, taps).T.reshape(-1)  # input channels of one tap after those of another
     back = np.argsort(along)
