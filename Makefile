@@ -43,7 +43,7 @@ bench-prune: .venv/.test
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/sparse.py
 
-# Trains for a quarter of an hour on two cores.
+# Trains for an hour and a half on two cores.
 bench-train-prune: .venv/.test
 	$(BIN)/python benchmarks/trained_pruning.py
 

@@ -186,7 +186,8 @@ def pruned(made_of: models.Prepared, task: Task, variant: str) -> Artefact:
     """A variant in every format, by the command line; finished steps come from the store."""
     title, chain = task.variants[variant]
     folder = cache("trained", made_of.name, variant)
-    result, file, start = Artefact(variant, title, "ours"), made_of.model, time.monotonic()
+    result = Artefact(variant, title, "NNCF" if variant == "zeros-nncf" else "ours")
+    file, start = made_of.model, time.monotonic()
     told: dict = {"seconds": 0.0, "chain": chain, "macs": 1.0, "parameters": 1.0, "training_s": 0.0}
     try:
         if variant == "zeros-nncf":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch  # noqa: TID253 - in an environment of its own
@@ -47,7 +46,6 @@ def main() -> None:
         Whole(model).eval(), (torch.zeros(1, 32, 32, 3),), args.out, input_names=[args.port], output_names=["y"],
         opset_version=17, dynamo=False,
     )  # fmt: skip
-    Path(args.out).with_suffix(".json").write_text(json.dumps(told))
     print(json.dumps(told))
 
 
