@@ -45,22 +45,26 @@ class Task:
 
 
 Chain = list[tuple[str, dict]]  # commands, each with its section of the recipe
-LONG = {"epochs": 120, "learning_rate": 0.02, "inner": 0.0, "augment": "flip,shift"}
+NEAR = {"inner": 1.0, "distil": 1.0, "held_out": 0.03, "augment": "flip,shift"}  # to answers and inner tensors
 DEEP: Chain = [("prune", {"method": "depth", "macs": 0.65}), ("prune", {"macs": 0.8, "round_to": 16})]
+HALF: Chain = [
+    DEEP[0],
+    ("finetune", {"epochs": 50, "learning_rate": 0.02, **NEAR}),
+    DEEP[1],
+    ("finetune", {"epochs": 120, "learning_rate": 0.01, **NEAR}),
+]
+ZEROS = {"sparsity": 0.75, "spread": "erk", "rounds": 6, "epochs": 150, "learning_rate": 0.005, **NEAR}
 HEADS = {"macs": 0.75, "epochs": 1, "batch_size": 16, "learning_rate": 0.003}
 TASKS = {
     "ic_resnet8": Task(
         "dense-int8",
         "4,148 labelled training images; int8 by `lepton-edge quantize` with its default preset",
         {
-            "half": ("a block and channels (in 16s), distilled", [*DEEP, ("finetune", LONG)]),
+            "half": ("a block, then channels (in 16s), distilled", HALF),
             "half-untrained": ("the same without training", DEEP),
             "half-channels": ("channels alone, 50 % of MACs, without training", [("prune", {"macs": 0.5})]),
             "zeros-nncf": ("NNCF: 75 % zeros by magnitude, distilled", []),
-            "zeros": (
-                "75 % zeros (ERK), distilled",
-                [("prune", {"sparsity": 0.75, "spread": "erk"}), ("finetune", LONG)],
-            ),
+            "zeros": ("75 % zeros (ERK) in 6 rounds, distilled", [("prune", ZEROS)]),
         },
     ),
     "minilm": Task(

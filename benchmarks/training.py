@@ -60,6 +60,7 @@ class Effort:
     qat: tuple[int, float]
     qat4: tuple[int, float]
     distil: float
+    onnx: int = 10
     augment: str = ""
     batch: int = 32
 
@@ -69,10 +70,16 @@ class Effort:
         own = {"epochs": epochs, "learning_rate": rate, "batch_size": self.batch}
         return {**own, "distil": self.distil, "augment": self.augment, **more}
 
+    def on_onnx(self, **more: Any) -> dict:
+        """The options of QAT on the ONNX form: its own defaults but for these."""
+        return {"epochs": self.onnx, "batch_size": self.batch, "augment": self.augment.replace("mix", "shift"), **more}
+
 
 Chain = list[tuple[str, dict]]
 INT8: tuple[str, dict] = ("quantize", {})
 BITS4: tuple[str, dict] = ("quantize", {"weight_bits": 4})
+BITS3: tuple[str, dict] = ("quantize", {"weight_bits": 3})
+ONNX: tuple[str, dict] = ("convert", {})
 
 
 def _common(effort: Effort, sparsity: float) -> dict[str, tuple[str, Chain]]:
@@ -84,6 +91,10 @@ def _common(effort: Effort, sparsity: float) -> dict[str, tuple[str, Chain]]:
         "qat-int8": ("QAT, int8", [qat, INT8]),
         "w4": ("int8, weights of 4 bits", [BITS4]),
         "qat-w4": ("QAT, weights of 4 bits", [("qat", effort.of("qat4", bits=4)), BITS4]),
+        "onnx-qat-int8": ("QAT on the ONNX form, int8", [ONNX, ("qat", effort.on_onnx()), INT8]),
+        "onnx-qat-w4": ("QAT on the ONNX form, weights of 4 bits", [ONNX, ("qat", effort.on_onnx(bits=4)), BITS4]),
+        "onnx-w3": ("int8, weights of 3 bits", [BITS3]),
+        "onnx-qat-w3": ("QAT on the ONNX form, weights of 3 bits", [ONNX, ("qat", effort.on_onnx(bits=3)), BITS3]),
         "pruned-int8": (f"{share} zeros, int8", [prune, INT8]),
         "clustered-int8": ("16 values, int8", [cluster, INT8]),
         "pqat-int8": (f"{share} zeros, QAT, int8", [prune, qat, INT8]),
@@ -235,18 +246,22 @@ def ours(task: Task, folder: Path, variant: str, chain: Chain) -> dict:
     try:
         for k, (verb, options) in enumerate(chain):
             last = k == len(chain) - 1
-            out = folder / f"{variant}.{k}{'.tflite' if last else '.keras'}"
+            form = ".onnx" if chain[0][0] == "convert" else ".keras"
+            out = folder / f"{variant}.{k}{'.tflite' if last else form}"
             recipe = folder / f"{variant}.{k}.toml"
             section = "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
-            recipe.write_text(f"[{verb}]\n{section}{task.preprocess}[data]\nevaluation_samples = 200\n")
-            data = ["--data", folder / "calib.npz"] if last else ["--train", folder / "train.npz"]
-            to = ["--to", "tflite"] if last else []
+            section = f"[{verb}]\n{section}" if options else ""
+            recipe.write_text(f"{section}{task.preprocess}[data]\nevaluation_samples = 200\n")
+            data = ["--data", folder / "calib.npz"] if last or verb == "convert" else ["--train", folder / "train.npz"]
+            to = ["--to", {".tflite": "tflite", ".onnx": "onnx"}[out.suffix]] if last or verb == "convert" else []
             told = cli(verb, at, *data, "--eval", folder / "eval.npz", "--recipe", recipe, *to, "-o", out)
+            at = out
+            if verb == "convert":
+                continue
             step = next(s for s in told["steps"] if s["step"].startswith(verb))
             notes += step["notes"]
             if "result" in step and not last:
                 facts[verb] = {k: step["result"].get(k) for k in ("epochs", "best_epoch", "training_s", "sparsity")}
-            at = out
         found = evaluated(at, folder)
     except Missing as error:
         print(f"{variant}: {error}", flush=True)

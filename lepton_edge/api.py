@@ -271,14 +271,23 @@ def factorize(
 def train(
     verb: str, model: Path, target: str | None, out: Path | None, recipe: Recipe, progress: Silent | None = None
 ) -> dict:
-    """Cluster a Keras model's weights ("cluster"), or train it for quantization ("qat"), by the recipe's options."""
+    """Cluster a Keras model's weights ("cluster"), or train a model for quantization ("qat"), by the recipe's options.
+
+    Others than Keras models are trained on their ONNX form.
+    """
     format_ = detect(model)
-    if not run_feeds.fine_tunes(format_):
+    keras = run_feeds.fine_tunes(format_)
+    if verb == "cluster" and not keras:
         raise LeptonError(
             f"{model}: {verb} trains Keras models, and this is {format_}",
-            "without training, quantize and prune work on it",
+            "without training, quantize and prune work on it; qat trains it",
         )
-    return _with_verb(verb, model, target or "keras", out, recipe, progress)
+    way = f"{verb}_{'keras' if keras else 'onnx'}"
+    known = next(s.options for s in registry.steps() if s.name == way)
+    for name in getattr(recipe, verb) or {}:
+        if name not in known:
+            raise UsageError(f"{model}: '{name}' is no option of {way}", "leave it out")
+    return _with_verb(verb, model, target or ("keras" if keras else None), out, recipe, progress)
 
 
 def finetune(

@@ -181,7 +181,7 @@ def prune(
         ),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Channels: prune and train in so many parts (1).")
+        int | None, typer.Option("--rounds", min=1, help="Channels, weights: prune and train in so many parts (1).")
     ] = None,
     to: ToOne = None,
     out: OutFile = None,
@@ -289,10 +289,12 @@ def qat(
     *,
     opts: SimpleNamespace,
 ) -> None:
-    """Train a Keras model for quantization: its weights end on the grid that quantize gives them.
+    """Train a model for quantization: its weights end on the grid that quantize gives them.
 
-    Zeros of a pruned model and the values of a clustered one stay. Quantize the result (for 4 bits with weight_bits = 4
-    in the recipe's [quantize] section). It goes on after an interruption.
+    Keras models as such, with labelled samples (--train); zeros of a pruned one and the values of a clustered one stay.
+    Others on their ONNX form, from what quantize makes of it and towards the float model's answers, which needs no
+    labels (--data). Quantize the result (for 4 bits with weight_bits = 4 in the recipe's [quantize] section). It goes
+    on after an interruption.
 
     Example: `lepton-edge qat model.keras --train train.npz --eval test.npz -o model.qat.keras`
     """

@@ -26,7 +26,7 @@ macs = 0.8
 [cluster]                     # options of weight clustering (Keras models); the section's presence asks for it
 clusters = 16
 
-[qat]                         # options of quantization-aware training (Keras models); as above
+[qat]                         # options of quantization-aware training; as above
 bits = 8
 [finetune]                    # options of the finetune pass, for the command of that name
 epochs = 30

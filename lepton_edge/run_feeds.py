@@ -19,7 +19,8 @@ from lepton_edge.recipe import Recipe
 from lepton_edge.stages import Road, Source
 from lepton_edge.training import user_data
 
-TRAINED = ("cluster", "qat")  # on Keras models, as pruning them is
+TRAINED = ("cluster", "qat_keras")  # on Keras models only, as pruning them is
+LEARNS = ("finetune", "qat", "qat_onnx")  # on ONNX models from the original's answers, with labels or without
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Ne
     data, keras = recipe.data, fine_tunes(format_)
     if "quantize" in verbs and data.calibration is None and needs_data(recipe.quantize):
         raise LeptonError("quantize needs calibration samples", "name a .npz, .npy or image folder with --data")
-    trained = [v for v in verbs if v in (*TRAINED, "prune_keras") or (v == "prune" and keras)]
+    trained = [v for v in verbs if v in (*TRAINED, "prune_keras") or (v in ("prune", "qat") and keras)]
     if trained and not keras:
         raise LeptonError(
             f"{name}: {trained[0]} trains Keras models, and this is {format_}",
@@ -158,10 +159,13 @@ def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Ne
     # Without labels every sample that there is teaches something: --data is then trained on as a whole.
     fitted = [v for v in verbs if v in ("factorize", "prune_onnx") or (v == "prune" and not keras)]
     fits = bool(fitted)
-    tunes = "finetune" in verbs or (fits and not trained and bool((recipe.prune or {}).get("epochs")))
+    learner = next((v for v in verbs if v in LEARNS and v not in trained), "")
+    tunes = bool(learner) or (fits and not trained and bool((recipe.prune or {}).get("epochs")))
     learned = data.training or data.calibration if tunes else data.training if trained else None
-    if "finetune" in verbs and learned is None:
-        raise LeptonError("finetune needs samples to train on", "name them with --data, or labelled ones with --train")
+    if learner and learned is None:
+        raise LeptonError(
+            f"{learner.split('_')[0]} needs samples to train on", "name them with --data, or labelled ones with --train"
+        )
     calibrating = data.calibration or (data.training if fits else None)
     if fits and calibrating is None:
         raise LeptonError(

@@ -121,5 +121,5 @@ def test_other_formats_are_not_trained(place):
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
     onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)]), place / "m.onnx")
-    message, hint = refused(place, "qat", place / "m.onnx", "--train", SAMPLES / "fashion_train.npz")
-    assert message.endswith("m.onnx: qat trains Keras models, and this is onnx") and "quantize and prune" in hint
+    message, hint = refused(place, "cluster", place / "m.onnx", "--train", SAMPLES / "fashion_train.npz")
+    assert message.endswith("m.onnx: cluster trains Keras models, and this is onnx") and "qat trains it" in hint

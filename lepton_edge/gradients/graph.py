@@ -73,12 +73,19 @@ class Graph:
 
         return torch.func.vmap(of)(dict(feeds), dict(gates))
 
-    def by_operator(self, feeds: Mapping[str, Any], fetch: Sequence[str], seen: Callable[[str, Any], Any]) -> list[Any]:
+    def by_operator(
+        self,
+        feeds: Mapping[str, Any],
+        fetch: Sequence[str],
+        seen: Callable[[str, Any], Any],
+        params: Mapping[str, Any] = {},
+    ) -> list[Any]:
         """As batch(), operator by operator, so that `seen` sees what each makes of all samples: it gets the name of
-        the operator's first output and its value [samples, ...], and gives what is to stand in its place."""
+        the operator's first output and its value [samples, ...], and gives what is to stand in its place. `params`
+        stand in the place of the graph's own."""
         import torch
 
-        known, batched = {**self.values, **self.params, **feeds}, set(feeds)
+        known, batched = {**self.values, **self.params, **params, **feeds}, set(feeds)
         wanted, left = set(fetch), set(fetch) - known.keys()
         for k, (op, call, ins, outs) in enumerate(self.calls):
             if not left:

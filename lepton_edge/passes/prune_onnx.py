@@ -56,8 +56,8 @@ def run(
     Without a `method` a `sparsity` asks for weights, anything else for channels (`macs` 0.8 unless given).
 
     With `epochs` all samples of `data` then train what is left towards the original's answers, as finetune_onnx.py
-    does, whose options the others are. In `rounds` a part of the channels goes, the rest is trained, and so on: each
-    takes its share of the epochs, the last one half of them.
+    does, whose options the others are. In `rounds` a part of the channels or weights goes, the rest is trained, and so
+    on: each takes its share of the epochs, the last one half of them.
 
     Returns what was measured: macs, parameters, nonzeros, zip_bytes (each before and after), calibration_sqnr_db, for
     channels the widths [after, before] by layer, and "training", the figures of each round. Raises LeptonError for
@@ -132,8 +132,8 @@ def check_training(options: Any, rounds: int, method: str) -> None:
         raise UsageError(f"epochs is {options.epochs} and rounds {rounds}: give at least 0 and 1", "leave them out")
     if rounds > 1 and not options.epochs:
         raise UsageError(f"{rounds} rounds need epochs to train in", "for example epochs 30")
-    if rounds > 1 and method != "channels":
-        raise UsageError(f"rounds are for method channels: {method} goes in one", "leave it out")
+    if rounds > 1 and method not in ("channels", "weights"):
+        raise UsageError(f"rounds are for methods channels and weights: {method} goes in one", "leave it out")
     if options.epochs:
         require("training while pruning", TRAINING)
         options.check()

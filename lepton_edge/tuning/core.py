@@ -14,12 +14,14 @@ from lepton_edge.gradients import agree
 from lepton_edge.gradients.graph import graph_of
 from lepton_edge.gradients.norms import Norms, places
 from lepton_edge.quant.net import Net
+from lepton_edge.quant.spec import QuantSpec
 from lepton_edge.quant.tap import Sample
 from lepton_edge.slim.explicit import explicit
 from lepton_edge.training import checkpoint as checkpoints
 from lepton_edge.training.core import Plan, steps, train
 from lepton_edge.tuning.goals import Goal, goals
 from lepton_edge.tuning.learner import Rates, Student, Weights
+from lepton_edge.tuning.rounded import Rounded, twins
 from lepton_edge.tuning.samples import Rows, check_ways, ways
 
 Told = Callable[[int, int, str], None]
@@ -31,7 +33,8 @@ SETTLED = 12  # batches that statistics are taken of
 @dataclass(frozen=True)
 class Options:
     """`learning_rate` is relative to the size of each parameter, `inner` the weight of inner tensors, `distil` the
-    share of the answers' loss that is the teacher's, where labels make the rest; `augment` as in "mix,flip"."""
+    share of the answers' loss that is the teacher's, where labels make the rest; `augment` as in "mix,flip". Of a model
+    that is trained for quantization, `activations` are rounded meanwhile."""
 
     epochs: int = 30
     batch_size: int = 32
@@ -43,6 +46,7 @@ class Options:
     held_out: float = 0.1
     patience: int = 0
     seed: int = 0
+    activations: bool = True
 
     def check(self) -> None:
         """Raise UsageError for an option that makes no sense; the training loop checks its own."""
@@ -78,9 +82,11 @@ def tune(
     name: str,
     key: str = "",
     told: Told | None = None,
+    spec: QuantSpec | None = None,
 ) -> Tuned:
     """Train the weights of a prepared net until it answers as another one does; zeros of its weights stay.
 
+    With a `spec` of the student, its weights end as whole steps of their grids, and activations are rounded meanwhile.
     `rows` are in the names of the student's inputs; with `key` (checkpoint.key) an interrupted run is taken up. Raises
     LeptonError for operators that cannot be differentiated, a net that is computed otherwise than in ONNX Runtime, a
     teacher of other inputs or outputs, labels that no output has, and values that are not finite.
@@ -99,7 +105,7 @@ def tune(
     if labels:  # then they are scores of classes, also where no softmax stands behind them
         wanted[0] = replace(wanted[0], kind="classes")
     device = processor()
-    student = student.copy()
+    student = student.copy() if spec is None else twins(student, spec)
     explicit(student)
     mine, other = graph_of(student, name, device), graph_of(teacher, f"the teacher of {name}", device)
     agree.check(mine, student, first, name)
@@ -108,7 +114,7 @@ def tune(
         raise LeptonError(f"{name} holds no weights that could be trained", "")
     chosen = ways(options.augment)
     check_ways(chosen, rows.batch(np.array([0])), name)
-    normed = len(rows) >= LEAST_ROWS and options.batch_size >= LEAST_BATCH
+    normed = spec is None and len(rows) >= LEAST_ROWS and options.batch_size >= LEAST_BATCH
     where = places(student, mine.params) if normed else []
     norms = Norms(student, where, device) if where else None
     learner = Student(
@@ -116,6 +122,7 @@ def tune(
         rates=Rates(options.learning_rate, steps(plan) * options.epochs),
         weights=Weights(options.inner, 1 - options.distil if labels else 0.0, options.temperature),
         ways=chosen, seed=options.seed, norms=norms, shown=shown(plan),
+        rounded=None if spec is None else Rounded(spec, student, device, activations=options.activations),
     )  # fmt: skip
     notes: list[str] = []
     if key:

@@ -16,11 +16,13 @@ from lepton_edge.quant.tap import Sample
 from lepton_edge.slim.live import live
 from lepton_edge.tuning.goals import Goal
 from lepton_edge.tuning.losses import by_labels, distance
+from lepton_edge.tuning.rounded import Rounded
 from lepton_edge.tuning.samples import Batch, Rows, augmented
 
 WARM = 0.03  # share of the steps in which the learning rate rises
 LEAST = 1e-3  # of a parameter's size, below which its steps are not shrunk (biases that start at zero)
 BETAS = (0.9, 0.99)
+GROWTH = 0.01  # what a step of a grid moves by, as a share of itself, beside what a weight does
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,34 @@ class Student:
         seed: int = 0,
         norms: Norms | None = None,
         shown: Sequence[np.ndarray] = (),
+        rounded: Rounded | None = None,
     ) -> None:
-        """`names` are the teacher's inputs by the student's, `shown` batches of rows that `norms` are settled on."""
+        """`names` are the teacher's inputs by the student's, `shown` batches of rows that `norms` are settled on;
+        what is `rounded` computes as integers, which goes with no norms."""
         import torch
 
         self.graph, self.teacher, self.goals, self.rows, self.names = graph, teacher, goals, rows, names
         self.rates, self.weights, self.ways, self.seed = rates, weights, ways, seed
         self.masks = {n: (p != 0) for n, p in graph.params.items() if p.dim() > 1 and bool((p == 0).any())}
-        self.norms, self.shown, self.settled = norms, shown, True
+        self.norms, self.shown, self.settled, self.rounded = norms, shown, True, rounded
         if norms is not None:
             norms.begin(self._show)
-        self.learned = {**graph.params, **({} if norms is None else norms.params)}
+        more = [part.params for part in (norms, rounded) if part is not None]
+        self.learned = {**graph.params, **{n: p for params in more for n, p in params.items()}}
         self.first = {n: torch.zeros_like(p) for n, p in self.learned.items()}
         self.second = {n: torch.zeros_like(p) for n, p in self.learned.items()}
-        self.size = {n: max(float(p.detach().square().mean().sqrt()), LEAST) for n, p in self.learned.items()}
+        self.size = {n: self._size(n, p) for n, p in self.learned.items()}
+
+    def _size(self, name: str, value: Any) -> Any:
+        """What a parameter's steps are in proportion to; of a rounded weight, channel by channel as its grid."""
+        if self.rounded is not None and name in self.rounded.params:
+            return GROWTH
+        square = value.detach().square()
+        if self.rounded is not None and name in self.rounded.weights:
+            own = self.rounded.weights[name].step
+            shared = [k for k in range(value.dim()) if own.dim() == 0 or own.shape[k] == 1]
+            return square.mean(shared, keepdim=True).sqrt().clamp(min=1e-12)
+        return max(float(square.mean().sqrt()), LEAST)
 
     def learn(self, rows: np.ndarray, step: int) -> float:
         """One update on these samples; the loss before it."""
@@ -129,11 +145,14 @@ class Student:
     def written(self, net: Net) -> Net:
         """A copy of the net that the graph was made of, with what was learned."""
         made = self.graph.written(net)
+        if self.rounded is not None:
+            return self.rounded.written(made, self.graph.params)
         return made if self.norms is None else self.norms.folded(made)
 
     def _held(self) -> dict[str, Any]:
         """The tensors that make the model."""
-        return {**self.graph.params, **of_state(self.norms)}
+        grown = {} if self.rounded is None else self.rounded.params
+        return {**self.graph.params, **of_state(self.norms), **grown}
 
     def _settle(self) -> None:
         """Statistics of the norms as the weights now have them."""
@@ -151,6 +170,9 @@ class Student:
         return {n: torch.from_numpy(np.ascontiguousarray(a)).to(self.graph.device) for n, a in batch.inputs.items()}
 
     def _answers(self, feeds: dict[str, Any], fetch: list[str], *, learning: bool = False) -> Sequence[Any]:
+        if self.rounded is not None:
+            feeds = {n: self.rounded(n, x) for n, x in feeds.items()}
+            return self.graph.by_operator(feeds, fetch, self.rounded, self.rounded.values(self.graph.params))
         if self.norms is None:
             return self.graph.batch(feeds, fetch)
         self.norms.learning = learning
@@ -208,6 +230,6 @@ class Student:
                 first.mul_(BETAS[0]).add_(grad, alpha=1 - BETAS[0])
                 second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
                 change = (first / keep[0]) / ((second / keep[1]).sqrt() + 1e-12)
-                value.add_(change, alpha=-rate * self.size[name])
+                value.sub_(change * (rate * self.size[name]))
                 if name in self.masks:
                     value.mul_(self.masks[name])

@@ -1,8 +1,9 @@
-"""Pruning with training behind it, at once or in rounds: a part of the channels goes, the rest is trained, and so on.
+"""Pruning with training behind it, at once or in rounds: a part goes, the rest is trained, and so on.
 
 Gradual removal leaves more accuracy than one step of the same size: Molchanov et al., "Importance Estimation for
-Neural Network Pruning" (arXiv:1906.10771, section 4). Each round multiplies the share of the multiply-accumulates by
-the same factor; teacher of all rounds is the original.
+Neural Network Pruning" (arXiv:1906.10771, section 4). Of channels each round multiplies the share of the
+multiply-accumulates by the same factor; of weights the first round takes most, as in Zhu & Gupta, "To prune, or not to
+prune" (arXiv:1710.01878). Teacher of all rounds is the original.
 """
 
 from __future__ import annotations
@@ -60,10 +61,7 @@ def pruned(
         for k, epochs in enumerate(shares(options.epochs, rounds)):
             before = f"round {k + 1} of {rounds}, " if rounds > 1 else ""
             tell = prefixed(told, before)
-            share = asked.macs ** ((k + 1) / rounds)
-            if figures:  # of what is left by now
-                share *= figures["macs"]["before"] / figures["macs"]["after"]
-            wanted = replace(asked, macs=min(share, 0.9999))
+            wanted = part_of(asked, k, rounds, figures)
             made = remembered(folder / f"pruned-{k}", partial(once, path, samples, wanted, tell, labels))
             dense = made.dense if k == 0 else dense
             figures = merged(figures, made.figures)
@@ -78,6 +76,16 @@ def pruned(
     judged = take(samples, JUDGED)
     figures["calibration_sqnr_db"] = decibels(distance_of(original, tuned.net, judged))
     return Once(tuned.net, dense, {**figures, "training": trained, "notes": notes})
+
+
+def part_of(asked: Asked, k: int, rounds: int, figures: dict) -> Asked:
+    """What round `k` prunes to; `figures` are those of the rounds before it."""
+    if asked.method != "channels":
+        return replace(asked, sparsity=asked.sparsity * (1 - (1 - (k + 1) / rounds) ** 3))
+    share = asked.macs ** ((k + 1) / rounds)
+    if figures:  # of what is left by now
+        share *= figures["macs"]["before"] / figures["macs"]["after"]
+    return replace(asked, macs=min(share, 0.9999))
 
 
 def shares(epochs: int, rounds: int) -> list[int]:
@@ -98,6 +106,8 @@ def merged(before: dict, after: dict) -> dict:
     if not before:
         return dict(after)
     both = {**before, **after}
+    if "widths" not in after:
+        return both
     both["macs"] = {"before": before["macs"]["before"], "after": after["macs"]["after"]}
     widths = {name: list(pair) for name, pair in before["widths"].items()}
     for name, (now, whole) in after["widths"].items():
