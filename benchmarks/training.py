@@ -60,7 +60,6 @@ class Effort:
     qat: tuple[int, float]
     qat4: tuple[int, float]
     distil: float
-    onnx: int = 10
     augment: str = ""
     batch: int = 32
 
@@ -72,13 +71,13 @@ class Effort:
 
     def on_onnx(self, **more: Any) -> dict:
         """The options of QAT on the ONNX form: its own defaults but for these."""
-        return {"epochs": self.onnx, "batch_size": self.batch, "augment": self.augment.replace("mix", "shift"), **more}
+        return {"epochs": 10, "batch_size": self.batch, "augment": self.augment.replace("mix", "shift"), **more}
 
 
 Chain = list[tuple[str, dict]]
 INT8: tuple[str, dict] = ("quantize", {})
 BITS4: tuple[str, dict] = ("quantize", {"weight_bits": 4})
-BITS3: tuple[str, dict] = ("quantize", {"weight_bits": 3})
+BITS2: tuple[str, dict] = ("quantize", {"weight_bits": 2})
 ONNX: tuple[str, dict] = ("convert", {})
 
 
@@ -93,8 +92,11 @@ def _common(effort: Effort, sparsity: float) -> dict[str, tuple[str, Chain]]:
         "qat-w4": ("QAT, weights of 4 bits", [("qat", effort.of("qat4", bits=4)), BITS4]),
         "onnx-qat-int8": ("QAT on the ONNX form, int8", [ONNX, ("qat", effort.on_onnx()), INT8]),
         "onnx-qat-w4": ("QAT on the ONNX form, weights of 4 bits", [ONNX, ("qat", effort.on_onnx(bits=4)), BITS4]),
-        "onnx-w3": ("int8, weights of 3 bits", [BITS3]),
-        "onnx-qat-w3": ("QAT on the ONNX form, weights of 3 bits", [ONNX, ("qat", effort.on_onnx(bits=3)), BITS3]),
+        "w2": ("int8, weights of 2 bits", [BITS2]),
+        "onnx-qat-w2": (
+            "QAT on the ONNX form, weights of 2 bits",
+            [ONNX, ("qat", effort.on_onnx(bits=2, epochs=30)), BITS2],
+        ),
         "pruned-int8": (f"{share} zeros, int8", [prune, INT8]),
         "clustered-int8": ("16 values, int8", [cluster, INT8]),
         "pqat-int8": (f"{share} zeros, QAT, int8", [prune, qat, INT8]),

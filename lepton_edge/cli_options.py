@@ -120,7 +120,8 @@ TUNING: Group = {
         Annotated[
             float | None,
             typer.Option(
-                "--learning-rate", help="Adam's, at the start (Keras models: 1e-4; others: share of a weight's size: 0.01)."
+                "--learning-rate",
+                help="Adam's, at the start (Keras models: 1e-4; others: share of a weight's size: 0.01).",
             ),
         ],
         None,

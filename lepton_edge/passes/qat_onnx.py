@@ -16,7 +16,7 @@ from lepton_edge.passes._onnx_file import put
 from lepton_edge.passes._samples import Progress, silent
 
 REQUIRES = ("torch>=2.9", "onnx>=1.17", "onnxruntime>=1.20", "ml-dtypes>=0.5")
-COARSE = 4  # bits of the grid that the learning rate is meant for
+MEANT = 4  # bits of the grid that the learning rate is meant for
 COST = 3.0  # Keras models are trained as such, with what pruning and clustering left of them
 
 
@@ -43,8 +43,8 @@ def run(
     Trained on the feed `data` and quantized with `weight_bits` of the same number, it keeps these very integers in
     every runtime. `activations` are rounded to 8 bits meanwhile, but not beside attention. It learns the float model's
     answers, and labels where the samples have them and `distil`, the share of the answers, is below 1. `learning_rate`
-    is relative to the size of each weight at 4 bits; on finer grids it falls with their steps. The other options are
-    those of finetune_onnx.
+    is relative to the size of each weight at 4 bits; on other grids it is in proportion to their steps. The other
+    options are those of finetune_onnx.
 
     Returns bits, what calibration told (calibration_sqnr_db), epochs, loss and held_out_loss by epoch, start_loss (of
     the model as `quantize` leaves it), best_epoch, training_s, samples, labelled, device.
@@ -62,7 +62,7 @@ def run(
         epochs, batch_size, learning_rate, temperature, 0.0, distil, augment, held_out, patience, seed, activations
     )
     options.check()
-    options = replace(options, learning_rate=learning_rate * 2.0 ** (COARSE - max(bits, COARSE)))
+    options = replace(options, learning_rate=learning_rate * 2.0 ** (MEANT - bits))
     teacher, name, told = prepare(src), Path(src).name, progress or silent
     rows = Rows(data, teacher.inputs, name)
     asked = quantizer.Options(weight_bits=bits, seed=seed)
