@@ -61,12 +61,12 @@ TASKS = {
         "4,148 labelled training images; int8 by `lepton-edge quantize` with its default preset",
         {
             "half": ("a block, then channels (in 16s), distilled", HALF),
-            "half-untrained": ("the same without training", DEEP),
+            "half-untrained": ("a block and channels (in 16s), without training", DEEP),
             "half-channels": ("channels alone, 50 % of MACs, without training", [("prune", {"macs": 0.5})]),
             "zeros-nncf": ("NNCF: 75 % zeros by magnitude, distilled", []),
             "zeros": ("75 % zeros (ERK) in 6 rounds, distilled", [("prune", ZEROS)]),
             "zeros-90": (
-                "the same in 90 epochs, nearer to inner tensors",
+                "75 % zeros (ERK), 90 epochs for 150, nearer to inner tensors",
                 [("prune", ZEROS | {"epochs": 90, "inner": 4.0})],
             ),
         },
