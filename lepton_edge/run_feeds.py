@@ -121,7 +121,7 @@ def open_feeds(
         _check_sizes(calibration, evaluation)
     if learned := needs.learned or (data.training if learns else None):
         training = read(learned, None, "training")
-        if needs.tunes or learns:
+        if needs.learns or learns:
             _check_sizes(training, evaluation)
     if verbs and evaluated != data.evaluation:
         what = "accuracy" if evaluation.labels else "nearness to the source model"
@@ -135,11 +135,13 @@ def open_feeds(
 
 @dataclass(frozen=True)
 class _Needs:
-    """The samples that verbs ask for: paths to read or None; ``tunes``: a pass on ONNX files trains on ``learned``."""
+    """The samples that verbs ask for: paths to read or None; ``tunes``: what is pruned on its ONNX form is trained on
+    ``learned``, too; ``learns``: some pass on ONNX files is."""
 
     calibrating: str | None
     learned: str | None
     tunes: bool
+    learns: bool
 
 
 def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Needs:
@@ -160,8 +162,9 @@ def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Ne
     fitted = [v for v in verbs if v in ("factorize", "prune_onnx") or (v == "prune" and not keras)]
     fits = bool(fitted)
     learner = next((v for v in verbs if v in LEARNS and v not in trained), "")
-    tunes = bool(learner) or (fits and not trained and bool((recipe.prune or {}).get("epochs")))
-    learned = data.training or data.calibration if tunes else data.training if trained else None
+    tunes = learner == "finetune" or (fits and not trained and bool((recipe.prune or {}).get("epochs")))
+    learns = tunes or bool(learner)
+    learned = data.training or data.calibration if learns else data.training if trained else None
     if learner and learned is None:
         raise LeptonError(
             f"{learner.split('_')[0]} needs samples to train on", "name them with --data, or labelled ones with --train"
@@ -171,7 +174,7 @@ def _needs(recipe: Recipe, verbs: Sequence[str], format_: str, name: str) -> _Ne
         raise LeptonError(
             f"{fitted[0].split('_')[0]} needs calibration samples", "name a .npz, .npy or image folder with --data"
         )
-    return _Needs(calibrating if "quantize" in verbs or (fits and not tunes) else None, learned, tunes)
+    return _Needs(calibrating if "quantize" in verbs or (fits and not tunes) else None, learned, tunes, learns)
 
 
 def fine_tunes(format_: str) -> bool:

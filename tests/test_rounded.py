@@ -11,6 +11,7 @@ from nets import model
 from slim_nets import Builder, encoder, random_net
 from typer.testing import CliRunner
 
+from lepton_edge import run_feeds
 from lepton_edge.cli import app
 from lepton_edge.errors import LeptonError
 from lepton_edge.feeds import feed_from_arrays
@@ -19,6 +20,7 @@ from lepton_edge.quant import held
 from lepton_edge.quant.core import decibels, distance_of, written
 from lepton_edge.quant.grid import dequantize, nearest
 from lepton_edge.quant.prepare import prepare
+from lepton_edge.recipe import Data, Recipe
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -228,6 +230,14 @@ def test_beside_attention_activations_stay_float(tmp_path):
     samples = [{n: drawn(n) for n in net.inputs} for _ in range(8)]
     start = quantizer.quantize(path, samples, quantizer.Options(weight_bits=4))
     assert start.spec.placement.local and not Rounded(start.spec, start.net).sites
+
+
+def test_pruning_without_training_stays_with_calibration_samples_beside_qat():
+    data = Data(calibration="calib.npz", training="train.npz")
+    for prune, trained in (({"macs": 0.8}, False), ({"macs": 0.8, "epochs": 2}, True)):
+        needs = run_feeds._needs(Recipe(data, prune=prune), ("prune_onnx", "qat", "quantize"), "onnx", "m.onnx")
+        assert (needs.calibrating, needs.learned) == ("calib.npz", "train.npz")
+        assert needs.tunes is trained and needs.learns
 
 
 @pytest.mark.parametrize(
