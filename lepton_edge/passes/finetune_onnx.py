@@ -61,12 +61,4 @@ def run(
     key = core.key_of(__file__, src, rows, vars(options), [teacher_sha256 or Path(teacher).name])
     made = core.tune(student, original, rows, options, name=name, key=key, told=progress or silent)
     put(made.net, dst)
-    said = f"trained for {made.facts['epochs']} epochs: held-out loss {_fall(made.facts)}"
-    return {**made.facts, "notes": [said, *made.notes]}
-
-
-def _fall(facts: dict) -> str:
-    """From what to what the held-out loss fell."""
-    if not facts["held_out_loss"] or facts["start_loss"] is None:
-        return "not measured, for no samples were held out"
-    return f"{facts['start_loss']:.4g} before, {min(facts['start_loss'], *facts['held_out_loss']):.4g} after"
+    return {**made.facts, "notes": [core.fall(made.facts), *made.notes]}

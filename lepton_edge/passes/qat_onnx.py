@@ -72,14 +72,4 @@ def run(
     put(made.net, dst)
     notes = [f"weights trained on a grid of {bits} bits; quantize with weight_bits = {bits}"] if bits < 8 else []
     kept = {"bits": bits, "calibration_sqnr_db": start.figures["calibration_sqnr_db"]}
-    return {**kept, **made.facts, "notes": [_fall(made.facts), *notes, *made.notes]}
-
-
-def _fall(facts: dict) -> str:
-    """From what to what the held-out loss fell."""
-    if not facts["held_out_loss"] or facts["start_loss"] is None:
-        return f"trained for {facts['epochs']} epochs: held-out loss not measured, for no samples were held out"
-    last = min(facts["start_loss"], *facts["held_out_loss"])
-    return (
-        f"trained for {facts['epochs']} epochs: held-out loss {facts['start_loss']:.4g} as calibrated, {last:.4g} after"
-    )
+    return {**kept, **made.facts, "notes": [core.fall(made.facts, "as calibrated"), *notes, *made.notes]}

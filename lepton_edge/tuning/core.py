@@ -49,7 +49,8 @@ class Options:
     activations: bool = True
 
     def check(self) -> None:
-        """Raise UsageError for an option that makes no sense; the training loop checks its own."""
+        """Raise UsageError for an option that makes no sense."""
+        Plan(2, self.epochs, self.batch_size, self.seed, self.held_out, self.patience).check()
         if not 0 < self.learning_rate < 1:
             raise UsageError(
                 f"learning_rate must lie between 0 and 1, not {self.learning_rate:g}",
@@ -142,6 +143,15 @@ def tune(
         "zeros_kept": int(sum(int((~mask).sum()) for mask in learner.masks.values())),
     }
     return Tuned(learner.written(student), facts, [*notes, *outcome.notes()])
+
+
+def fall(facts: dict, before: str = "before") -> str:
+    """From what to what the held-out loss of a training fell; `before` is a word for what it started from."""
+    said = f"trained for {facts['epochs']} epochs: held-out loss"
+    start, held_out = facts["start_loss"], facts["held_out_loss"]
+    if start is None or not held_out:
+        return f"{said} not measured, for no samples were held out"
+    return f"{said} {start:.4g} {before}, {min(start, *held_out):.4g} after"
 
 
 def shown(plan: Plan) -> list[np.ndarray]:
