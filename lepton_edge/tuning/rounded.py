@@ -9,7 +9,7 @@ calibration won is lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,8 @@ from lepton_edge.quant.grid import Grid
 from lepton_edge.quant.net import Net
 from lepton_edge.quant.spec import QuantSpec
 
-INSIDE = (
-    0.05  # steps by which a twin may lie off its integer at the start: near the edge of a cell rounding would swing
-)
+# Steps by which a twin may lie off its integer at the start: near the edge of its cell rounding would swing.
+INSIDE = 0.05
 
 
 @dataclass(frozen=True)
@@ -42,38 +41,29 @@ class Rounded:
 
         self.weights: dict[str, _Weight] = {}
         self.params: dict[str, Any] = {}
-        for layer in spec.placement.layers:
-            if layer.y not in spec.weights or not net.private(layer.weight):
-                continue
-            integers, grid = spec.weights[layer.y]
+        for name, integers, grid in _weights(net, spec):
             step = torch.from_numpy(grid.shaped(integers.ndim)[0].astype(np.float32)).to(device)
-            self.weights[layer.weight] = _Weight(step, grid.low, grid.high)
-            self.params[f"growth/{layer.weight}"] = torch.zeros_like(step, requires_grad=True)
+            self.weights[name] = _Weight(step, grid.low, grid.high)
+            self.params[f"growth/{name}"] = torch.zeros_like(step, requires_grad=True)
         rounds = activations and not spec.placement.local
         sites = [(site, spec.activations[site.name]) for site in spec.placement.sites if site.name in spec.activations]
         self.sites: dict[str, Grid] = {t: grid for site, grid in sites for t in site.tensors} if rounds else {}
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The weights as they ship, by name, of the twins in `params`."""
-        import torch
-
         made = {}
         for name, own in self.weights.items():
             step = own.step * self.params[f"growth/{name}"].exp()
-            inside = (params[name] / step).clamp(own.low, own.high)
-            made[name] = (inside + (torch.round(inside) - inside).detach()) * step
+            made[name] = _whole((params[name] / step).clamp(own.low, own.high)) * step
         return made
 
     def __call__(self, tensor: str, value: Any) -> Any:
         """What becomes of an activation: rounded where the spec has a grid for it."""
-        import torch
-
         if tensor not in self.sites:
             return value
         grid = self.sites[tensor]
         step, zero = float(grid.scale[0]), int(grid.zero[0])
-        inside = (value / step).clamp(grid.low - zero, grid.high - zero)
-        return (inside + (torch.round(inside) - inside).detach()) * step
+        return _whole((value / step).clamp(grid.low - zero, grid.high - zero)) * step
 
     def written(self, net: Net, params: Mapping[str, Any]) -> Net:
         """The net with the weights as they ship."""
@@ -85,11 +75,21 @@ class Rounded:
 def twins(net: Net, spec: QuantSpec) -> Net:
     """A copy whose weights lie within INSIDE steps of their integers, towards the float ones."""
     made = net.copy()
+    for name, integers, grid in _weights(net, spec):
+        weight, step = net.consts[name], grid.shaped(integers.ndim)[0].astype(np.float64)
+        off = np.clip(weight / step - integers, -INSIDE, INSIDE)
+        twin = ((integers + off) * step).astype(np.float32)
+        made.consts[name] = np.where((weight == 0) & (integers == 0), np.float32(0), twin)
+    return made
+
+
+def _weights(net: Net, spec: QuantSpec) -> Iterator[tuple[str, np.ndarray, Grid]]:
+    """The weights that are a layer's alone: name, integers, grid."""
     for layer in spec.placement.layers:
         if layer.y in spec.weights and net.private(layer.weight):
-            integers, grid = spec.weights[layer.y]
-            step = grid.shaped(integers.ndim)[0].astype(np.float64)
-            off = np.clip(net.consts[layer.weight] / step - integers, -INSIDE, INSIDE)
-            twin = ((integers + off) * step).astype(np.float32)
-            made.consts[layer.weight] = np.where((net.consts[layer.weight] == 0) & (integers == 0), np.float32(0), twin)
-    return made
+            yield layer.weight, *spec.weights[layer.y]
+
+
+def _whole(x: Any) -> Any:
+    """Rounded half to even; its gradient passes straight through."""
+    return x + (x.round() - x).detach()
