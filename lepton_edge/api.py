@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,25 +240,34 @@ def prune(
     So are Keras models where channels are to go, or an option is one of that way alone. ``latency`` takes the place of
     the option macs; see convert(). Raises UsageError for options that no single way has.
     """
-    known = {s.name: s.options for s in registry.steps() if s.verb == "prune"}
     asked = dict(recipe.prune or {})
     if latency is not None:
         within.check(latency, asked, get_device(recipe.compress.device))
     keras = run_feeds.fine_tunes(detect(model))
     own = latency is not None or asked.get("method") in ("channels", "depth")
-    own = own or any(name not in known["prune_keras"] for name in asked)
+    own = own or bool(_foreign(asked, "prune_keras"))
     through = keras and own
     way = "prune_keras" if keras and not through else "prune_onnx"
-    for name in asked:
-        if name not in known[way]:
-            other = " (channels go on its ONNX form, without training unless --epochs is given)" if through else ""
-            raise UsageError(f"{model}: '{name}' is no option of {way}{other}", "leave it out")
+    other = " (channels go on its ONNX form, without training unless --epochs is given)" if through else ""
+    _refuse_foreign(model, asked, way, other)
     if through:
         return convert(
             model, target or "onnx", out, recipe, progress, verbs=("prune",), through="onnx", latency=latency
         )
     target = target or _place_of("prune", detect(model), model)
     return convert(model, target, out, recipe, progress, verbs=("prune",), latency=latency)
+
+
+def _foreign(asked: Mapping[str, Any], way: str) -> list[str]:
+    """Options that the step ``way`` does not have."""
+    known = next(s.options for s in registry.steps() if s.name == way)
+    return [name for name in asked if name not in known]
+
+
+def _refuse_foreign(model: Path, asked: Mapping[str, Any], way: str, why: str = "") -> None:
+    """Raise UsageError for an option that another step of the verb has, and this one would not heed."""
+    for name in _foreign(asked, way):
+        raise UsageError(f"{model}: '{name}' is no option of {way}{why}", "leave it out")
 
 
 def factorize(
@@ -282,11 +291,7 @@ def train(
             f"{model}: {verb} trains Keras models, and this is {format_}",
             "without training, quantize and prune work on it; qat trains it",
         )
-    way = f"{verb}_{'keras' if keras else 'onnx'}"
-    known = next(s.options for s in registry.steps() if s.name == way)
-    for name in getattr(recipe, verb) or {}:
-        if name not in known:
-            raise UsageError(f"{model}: '{name}' is no option of {way}", "leave it out")
+    _refuse_foreign(model, getattr(recipe, verb) or {}, f"{verb}_{'keras' if keras else 'onnx'}")
     return _with_verb(verb, model, target or ("keras" if keras else None), out, recipe, progress)
 
 
