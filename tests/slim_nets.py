@@ -6,6 +6,13 @@ import numpy as np
 from nets import model
 
 
+def pictures(count, seed=0):
+    """Coarse patterns with a little noise, [count, 3, 8, 8]."""
+    rng = np.random.default_rng(seed)
+    coarse = np.repeat(np.repeat(rng.normal(size=(count, 3, 3, 3)), 3, 2), 3, 3)[..., :8, :8]
+    return (coarse + rng.normal(size=(count, 3, 8, 8)) * 0.1).astype(np.float32)
+
+
 class Builder:
     """Nodes and constants of a net that grows at its end."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nets import model
-from slim_nets import Builder, encoder, random_net
+from slim_nets import Builder, encoder, pictures, random_net
 from typer.testing import CliRunner
 
 from lepton_edge import run_feeds
@@ -34,12 +34,6 @@ from lepton_edge.tuning.samples import Rows  # noqa: E402
 FEW = core.Options(epochs=10, batch_size=16, learning_rate=0.002, inner=0.0, held_out=0.2)
 
 
-def pictures(count, seed=0):
-    rng = np.random.default_rng(seed)
-    coarse = np.repeat(np.repeat(rng.normal(size=(count, 3, 3, 3)), 3, 2), 3, 3)[..., :8, :8]
-    return (coarse + rng.normal(size=(count, 3, 8, 8)) * 0.1).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def cnn(tmp_path_factory):
     path = tmp_path_factory.mktemp("rounded") / "cnn.onnx"
@@ -63,11 +57,6 @@ def plain(tmp_path_factory):
 def feed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("feed") / "feed"
     return str(feed_from_arrays({"x": pictures(128)}, None, folder, source="pictures").folder)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LEPTON_EDGE_CACHE", str(tmp_path / "cache"))
 
 
 def unseen():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nets import model
-from slim_nets import Builder, encoder, random_net
+from slim_nets import Builder, encoder, pictures, random_net
 from typer.testing import CliRunner
 
 from lepton_edge.cli import app
@@ -36,12 +36,6 @@ from lepton_edge.tuning.losses import distance  # noqa: E402
 from lepton_edge.tuning.samples import Batch, Rows, augmented, check_ways, ways  # noqa: E402
 
 FEW = core.Options(epochs=30, batch_size=16, learning_rate=0.003, held_out=0.2)
-
-
-def pictures(count, seed=0):
-    rng = np.random.default_rng(seed)
-    coarse = np.repeat(np.repeat(rng.normal(size=(count, 3, 3, 3)), 3, 2), 3, 3)[..., :8, :8]
-    return (coarse + rng.normal(size=(count, 3, 8, 8)) * 0.1).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
