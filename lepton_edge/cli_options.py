@@ -121,7 +121,7 @@ TUNING: Group = {
             float | None,
             typer.Option(
                 "--learning-rate",
-                help="Adam's, at the start (Keras models: 1e-4; others: share of a weight's size: 0.01).",
+                help="Adam's, at the start (Keras models: 1e-4; others: share of a weight's size, 0.01; qat: 0.001).",
             ),
         ],
         None,
